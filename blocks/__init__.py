@@ -1,0 +1,1 @@
+"""One outside system each: settings, client, smallest verbs, errors."""

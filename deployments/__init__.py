@@ -1,0 +1,1 @@
+"""Ways to run it; nothing imports this package."""

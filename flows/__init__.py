@@ -1,0 +1,1 @@
+"""Order and policy: which blocks, what runs when, when to stop."""

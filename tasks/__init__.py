@@ -1,0 +1,1 @@
+"""One module per stage; a task is a policy and a few lines."""

@@ -1,0 +1,1 @@
+"""Plain Python: no Prefect, no driver, no network, no clock, no environment."""

@@ -1,0 +1,49 @@
+"""Errors, named for who reacts: a record's dead letter, the retry, or a person.
+
+``RecordError``     one record is refused; the run goes on.      -> dead letters
+``TransientError``  the same call may work in a moment.          -> task retry
+``TerminalError``   nothing will work until somebody acts.       -> the run fails, the message says what to do
+
+No message may hold a secret: what is raised here ends in logs, run states and Slack.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """The root of all errors that this project raises on purpose."""
+
+
+class RecordError(PipelineError):
+    """One record (or one text) can't become a vector document; the others can.
+
+    ``code`` is a short stable name such as ``amount_ambiguous``: dead letters are counted and replayed by it.
+    The message is the reason in words, for a person who has the record before them.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[RecordError], tuple[str, str]]:
+        return (type(self), (self.code, self.reason))
+
+
+class TransientError(PipelineError):
+    """The call may succeed if it is made again; the task retry does so.
+
+    ``retry_after_seconds`` is what the other side asked for, where it said so.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TerminalError(PipelineError):
+    """Nothing will work until a person acts; the message says how."""
+
+
+class ShardDamagedError(PipelineError):
+    """A shard file is missing, cut short or not the one that was written: its stages must run again."""
