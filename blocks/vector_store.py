@@ -1,0 +1,428 @@
+"""The vector store: ``vectordocuments`` and the collections that keep its books."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Literal
+
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+from pydantic import Field
+from pymongo import ReplaceOne, UpdateOne
+from pymongo import errors as mongo
+from pymongo.operations import IndexModel, SearchIndexModel
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from blocks.mongo import MongoDatabase, Record, mongo_errors
+from tasks.domain import collections as schema
+from tasks.domain.collections import Collection, Index
+from tasks.domain.dead_letters import DeadLetter
+from tasks.domain.errors import ShardDamagedError, TerminalError
+from tasks.domain.manifests import Manifest
+from tasks.domain.rows import Stored, VectorForm
+from tasks.domain.shards import ShardRange
+from tasks.domain.vectors import EmbedderFacts
+
+_BATCH = 1_000
+_DUPLICATE_KEY = 11_000
+_DURABLE = WriteConcern(w="majority", j=True)
+#: What servers without search nodes answer to search index commands.
+_NO_SEARCH_CODES = frozenset({59, 115, 31082, 40324})
+_NAMESPACE_EXISTS = 48
+
+
+@dataclass(slots=True)
+class Drift:
+    """What ``initialise`` made, and what differs from the design and was left as it is."""
+
+    created: list[str] = field(default_factory=list)
+    differs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class VectorStore(MongoDatabase):
+    """The database that holds the vectors, dead letters, checkpoints and jobs.
+
+    Every write is acknowledged by a majority and journaled: what is reported as written survives a crash.
+    """
+
+    _block_type_name: ClassVar[str | None] = "Cryptique vector store"
+    _block_type_slug: ClassVar[str | None] = "cryptique-vector-store"
+    _description: ClassVar[str | None] = "MongoDB with vectordocuments, dead letters, checkpoints and jobs."
+    setting: ClassVar[str] = "CRYPTIQUE_VECTORS_URI"
+
+    embedder: Literal["gemini", "local"] = Field(description="Which embedder fills this store and asks it questions.")
+    vector_form: VectorForm = Field(
+        default="float32", description="float32: BSON binary vectors. doubles: arrays, for readers that need them."
+    )
+
+    # -- collections and indexes ------------------------------------------------------------------------------
+
+    def initialise(self, dimensions: int) -> Drift:
+        """Make what is missing and report what differs. Never drops or changes what is there; safe to repeat."""
+        drift = Drift()
+        with mongo_errors("making collections and indexes", self.setting):
+            existing = {row["name"]: row for row in self.open_database().list_collections()}
+            for collection in schema.COLLECTIONS:
+                self._initialise_collection(collection, existing.get(collection.name), drift)
+            self._initialise_search(dimensions, drift)
+        return drift
+
+    def _initialise_collection(self, collection: Collection, found: Mapping[str, Any] | None, drift: Drift) -> None:
+        database = self.open_database()
+        validator = {"$jsonSchema": collection.schema}
+        if found is None:
+            try:
+                database.create_collection(collection.name, validator=validator, validationLevel="moderate")
+                drift.created.append(f"collection {collection.name}")
+            except mongo.OperationFailure as error:
+                if error.code != _NAMESPACE_EXISTS:  # another initialise was quicker
+                    raise
+        elif found["options"].get("validator") != validator:
+            if "validator" not in found["options"] and database[collection.name].find_one({}, {"_id": 1}) is None:
+                database.command("collMod", collection.name, validator=validator, validationLevel="moderate")
+                drift.created.append(f"validator of {collection.name}")
+            else:
+                kind = "has another validator" if "validator" in found["options"] else "has no validator"
+                drift.differs.append(
+                    f"{collection.name} {kind}: to set ours, run db.runCommand({{collMod: '{collection.name}', ...}})"
+                )
+        indexes = {row["name"]: row for row in database[collection.name].list_indexes()}
+        missing: list[Index] = []
+        for index in collection.indexes:
+            same_keys = [row for row in indexes.values() if _index_keys(row) == _wanted_keys(index)]
+            if not same_keys and index.name not in indexes:
+                missing.append(index)
+                continue
+            row = same_keys[0] if same_keys else indexes[index.name]
+            difference = _index_difference(index, row)
+            if difference:
+                drift.differs.append(f"index {row['name']} of {collection.name} {difference}")
+        if missing:
+            models = [IndexModel(list(index.keys), name=index.name, **index.options) for index in missing]
+            database[collection.name].create_indexes(models)
+            drift.created.extend(f"index {index.name} of {collection.name}" for index in missing)
+        ours = {_wanted_keys(index) for index in collection.indexes} | {(("_id", 1),)}
+        drift.notes.extend(
+            f"{collection.name} has the further index {row['name']}, which the design doesn't know"
+            for row in indexes.values()
+            if _index_keys(row) not in ours
+        )
+
+    def _initialise_search(self, dimensions: int, drift: Drift) -> None:
+        definition = schema.vector_index_definition(dimensions)
+        vectors = self.open_database()[schema.VECTORS]
+        try:
+            found = {row["name"]: row for row in vectors.list_search_indexes()}
+            if schema.VECTOR_INDEX not in found:
+                vectors.create_search_index(
+                    SearchIndexModel(definition, name=schema.VECTOR_INDEX, type="vectorSearch")
+                )
+                drift.created.append(f"vector search index {schema.VECTOR_INDEX}")
+            elif found[schema.VECTOR_INDEX].get("latestDefinition") != definition:
+                drift.differs.append(f"vector search index {schema.VECTOR_INDEX} has another definition")
+        except mongo.OperationFailure as error:
+            if error.code not in _NO_SEARCH_CODES:
+                raise
+            drift.notes.append(
+                "no vector search index: this server has no search nodes (Atlas, or Community with mongot, has); "
+                "search reads the vectors and is exact"
+            )
+
+    # -- the model of the store -------------------------------------------------------------------------------
+
+    def require_model(self, facts: EmbedderFacts, *, replace: bool, write: bool) -> None:
+        """Raise ``TerminalError`` if the store holds vectors of another model and they are not to be replaced.
+
+        With ``write`` the model is put down as the store's own. A forgotten key must never lead to a store whose
+        vectors, paid for, are overwritten by another model's.
+        """
+        wanted = {"model": facts.model, "dimensions": facts.dimensions, "task": facts.task}
+        with mongo_errors("reading the store's model", self.setting):
+            store = self.open_database()[schema.STORE].with_options(write_concern=_DURABLE)
+            found = store.find_one({"_id": schema.VECTORS})
+            if found is None:
+                row = self.open_database()[schema.VECTORS].find_one({}, {"lineage": 1})
+                found = (row or {}).get("lineage") if row else None
+                if row is not None and not found:
+                    raise TerminalError(
+                        f"{self.database}.{schema.VECTORS} holds documents that this pipeline did not write: "
+                        "choose another CRYPTIQUE_VECTORS_DATABASE, or move them away"
+                    )
+            if found and not replace and any(found.get(name) != value for name, value in wanted.items()):
+                raise TerminalError(
+                    f"the store's vectors are of {found['model']} ({found['dimensions']} dimensions), this run's of "
+                    f"{facts.model} ({facts.dimensions}): set CRYPTIQUE_EMBEDDER (and GEMINI_API_KEY) back, choose "
+                    "another CRYPTIQUE_VECTORS_DATABASE, or pass --replace-model to embed everything again"
+                )
+            if write:
+                store.replace_one({"_id": schema.VECTORS}, {"_id": schema.VECTORS, **wanted}, upsert=True)
+
+    # -- reading what is stored -------------------------------------------------------------------------------
+
+    def is_empty(self) -> bool:
+        """Return whether no vector document is stored."""
+        with mongo_errors("looking at the store", self.setting):
+            return self.open_database()[schema.VECTORS].find_one({}, {"_id": 1}) is None
+
+    def find_stored(self, document_ids: Sequence[str]) -> dict[str, Stored]:
+        """Return what is stored under these ids, from the covering index alone."""
+        projection = {"_id": 0, "documentId": 1, "contentHash": 1, "rowHash": 1, "sourceId": 1, "lineage.chunks": 1}
+        found: dict[str, Stored] = {}
+        with mongo_errors("comparing with the store", self.setting):
+            vectors = self.open_database()[schema.VECTORS]
+            for start in range(0, len(document_ids), _BATCH):
+                some = document_ids[start : start + _BATCH]
+                rows = vectors.find({"documentId": {"$in": list(some)}}, projection).hint(schema.LOOKUP_INDEX)
+                for row in rows:
+                    lineage = row.get("lineage") or {}
+                    found[row["documentId"]] = Stored(
+                        source_id=row.get("sourceId"),
+                        content_hash=bytes(row.get("contentHash") or b""),
+                        row_hash=bytes(row.get("rowHash") or b""),
+                        chunks=lineage.get("chunks") or 1,
+                    )
+        return found
+
+    def read_source_ids(self, shard: ShardRange) -> Iterator[ObjectId]:
+        """Yield the record id of each vector document in a range, one per document, in order; from an index alone."""
+        with mongo_errors("reading the store's record ids", self.setting):
+            vectors = self.open_database()[schema.VECTORS]
+            cursor = vectors.find({}, {"_id": 0, "sourceId": 1}).hint([("sourceId", 1)])
+            if shard.lower is not None:
+                cursor = cursor.min([("sourceId", shard.lower)])
+            if shard.upper is not None:
+                cursor = cursor.max([("sourceId", shard.upper)])
+            for row in cursor.batch_size(20_000):
+                yield row["sourceId"]
+
+    def count_records_by_contract(self, source_type: str) -> dict[str, int]:
+        """Return how many records each contract has in the store: one walk over the index of document ids."""
+        counts: dict[str, int] = {}
+        with mongo_errors("counting stored records", self.setting):
+            cursor = (
+                self.open_database()[schema.VECTORS]
+                .find({}, {"_id": 0, "documentId": 1})
+                .hint([("documentId", 1)])
+                .min([("documentId", f"{source_type}:")])
+                .max([("documentId", f"{source_type};")])
+                .batch_size(20_000)
+            )
+            for row in cursor:
+                _, contract_id, _, ordinal = row["documentId"].split(":")
+                if ordinal == "0":
+                    counts[contract_id] = counts.get(contract_id, 0) + 1
+        return counts
+
+    def find_documents(self, source_type: str, source_ids: Sequence[ObjectId]) -> list[Record]:
+        """Return id, record and owner of the vector documents of these records."""
+        fields = {"documentId": 1, "sourceId": 1, "teamId": 1, "metadata.facts.contractId": 1, "lineage": 1}
+        with mongo_errors("reading vector documents", self.setting):
+            criteria = {"sourceId": {"$in": list(source_ids)}, "sourceType": source_type}
+            return list(self.open_database()[schema.VECTORS].find(criteria, fields))
+
+    def read_vectors(self, criteria: Mapping[str, Any], *, batch_rows: int = 4_000) -> Iterator[list[Record]]:
+        """Yield batches of ``_id`` and ``embedding`` of the matching documents. Memory stays at one batch."""
+        with mongo_errors("reading vectors", self.setting):
+            cursor = self.open_database()[schema.VECTORS].find(criteria, {"embedding": 1}).batch_size(batch_rows)
+            batch: list[Record] = []
+            for row in cursor:
+                batch.append(row)
+                if len(batch) == batch_rows:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+
+    def read_documents(self, ids: Sequence[Any]) -> dict[Any, Record]:
+        """Return whole vector documents by ``_id``, without their vectors."""
+        with mongo_errors("reading vector documents", self.setting):
+            rows = self.open_database()[schema.VECTORS].find({"_id": {"$in": list(ids)}}, {"embedding": 0})
+            return {row["_id"]: row for row in rows}
+
+    def count(self, criteria: Mapping[str, Any]) -> int:
+        """Return how many vector documents match."""
+        with mongo_errors("counting vector documents", self.setting):
+            return self.open_database()[schema.VECTORS].count_documents(dict(criteria))
+
+    # -- writing ----------------------------------------------------------------------------------------------
+
+    def insert_rows(self, rows: Sequence[RawBSONDocument]) -> list[int]:
+        """Insert rows; return the positions of those whose document id (or ``_id``) is taken already."""
+        taken: list[int] = []
+        with mongo_errors("writing vector documents", self.setting):
+            vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
+            for start in range(0, len(rows), _BATCH):
+                try:
+                    vectors.insert_many(rows[start : start + _BATCH], ordered=False)
+                except mongo.BulkWriteError as error:
+                    details = error.details or {}
+                    others = [e for e in details.get("writeErrors", ()) if e["code"] != _DUPLICATE_KEY]
+                    if others:
+                        raise TerminalError(
+                            f"MongoDB refused a vector document: {str(others[0].get('errmsg'))[:200]}: "
+                            "run `cryptique-rag initialise` and look at the drift it reports"
+                        ) from None
+                    if details.get("writeConcernErrors"):
+                        raise mongo.AutoReconnect("the write was not acknowledged by a majority") from None
+                    taken.extend(start + e["index"] for e in details.get("writeErrors", ()))
+        return taken
+
+    def update_rows(self, changes: Mapping[str, RawBSONDocument]) -> None:
+        """Set the changed fields of stored rows, by document id.
+
+        Raises ``ShardDamagedError`` if a row is no longer there: what to do must be judged again.
+        """
+        items = list(changes.items())
+        with mongo_errors("updating vector documents", self.setting):
+            vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
+            for start in range(0, len(items), _BATCH):
+                some = [
+                    UpdateOne({"documentId": key}, {"$set": fields, "$inc": {"version": 1}})
+                    for key, fields in items[start : start + _BATCH]
+                ]
+                result = vectors.bulk_write(some, ordered=False)
+                if result.matched_count != len(some):
+                    raise ShardDamagedError(
+                        f"{len(some) - result.matched_count} vector documents vanished while they were updated"
+                    )
+
+    def remove_documents(self, document_ids: Sequence[str]) -> int:
+        """Delete vector documents by id; return how many there were."""
+        return self._remove("documentId", document_ids)
+
+    def remove_sources(self, source_type: str, source_ids: Sequence[ObjectId]) -> int:
+        """Delete all vector documents of these records; return how many there were."""
+        return self._remove("sourceId", source_ids, sourceType=source_type)
+
+    def _remove(self, name: str, values: Sequence[Any], **also: Any) -> int:
+        removed = 0
+        with mongo_errors("removing vector documents", self.setting):
+            vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
+            for start in range(0, len(values), _BATCH):
+                some = list(values[start : start + _BATCH])
+                removed += vectors.delete_many({name: {"$in": some}, **also}).deleted_count
+        return removed
+
+    # -- dead letters -----------------------------------------------------------------------------------------
+
+    def save_dead_letters(self, letters: Sequence[DeadLetter], *, run_id: str, now: datetime) -> None:
+        """Put dead letters down, one per record: a record refused again gets its new reason and one more attempt."""
+        if not letters:
+            return
+        with mongo_errors("writing dead letters", self.setting):
+            box = self.open_database().get_collection(schema.DEAD_LETTERS, write_concern=_DURABLE)
+            box.bulk_write(
+                [
+                    UpdateOne(
+                        {"sourceType": letter.source_type, "sourceId": letter.record_id},
+                        {
+                            "$set": {
+                                "stage": letter.stage,
+                                "code": letter.code,
+                                "reason": letter.reason,
+                                "runId": run_id,
+                                "time": now,
+                                "status": "open",
+                                "teamId": ObjectId(letter.team_id) if letter.team_id else None,
+                                "contractId": letter.contract_id,
+                                "record": RawBSONDocument(letter.record),
+                            },
+                            "$setOnInsert": {"firstSeen": now},
+                            "$inc": {"attempts": 1},
+                        },
+                        upsert=True,
+                    )
+                    for letter in letters
+                ],
+                ordered=False,
+            )
+
+    def find_dead_letter_ids(self, source_type: str, ids: Iterable[Any]) -> set[Any]:
+        """Return those of the record ids that have an open dead letter."""
+        with mongo_errors("reading dead letters", self.setting):
+            box = self.open_database()[schema.DEAD_LETTERS]
+            criteria = {"sourceType": source_type, "sourceId": {"$in": list(ids)}, "status": "open"}
+            return {row["sourceId"] for row in box.find(criteria, {"sourceId": 1})}
+
+    def read_dead_letter_ids(self, source_type: str) -> Iterator[Any]:
+        """Yield the record ids of all open dead letters of a source."""
+        with mongo_errors("reading dead letters", self.setting):
+            box = self.open_database()[schema.DEAD_LETTERS]
+            for row in box.find({"sourceType": source_type, "status": "open"}, {"sourceId": 1}):
+                yield row["sourceId"]
+
+    def has_dead_letters(self) -> bool:
+        """Return whether any dead letter is open."""
+        with mongo_errors("reading dead letters", self.setting):
+            return self.open_database()[schema.DEAD_LETTERS].find_one({"status": "open"}, {"_id": 1}) is not None
+
+    def resolve_dead_letters(self, source_type: str, ids: Sequence[Any], *, run_id: str, now: datetime) -> int:
+        """Close the dead letters of records that are stored now, or gone from the source; return how many."""
+        with mongo_errors("closing dead letters", self.setting):
+            box = self.open_database().get_collection(schema.DEAD_LETTERS, write_concern=_DURABLE)
+            criteria = {"sourceType": source_type, "sourceId": {"$in": list(ids)}, "status": "open"}
+            change = {"$set": {"status": "resolved", "resolvedBy": run_id, "resolvedAt": now}}
+            return box.update_many(criteria, change).modified_count
+
+    # -- checkpoints and jobs ---------------------------------------------------------------------------------
+
+    def save_checkpoint(self, run_key: str, shard: int, manifest: Manifest, *, now: datetime) -> None:
+        """Put down that a shard is finished, with its counts. Call it when all else of the shard is written."""
+        with mongo_errors("writing a checkpoint", self.setting):
+            box = self.open_database().get_collection(schema.CHECKPOINTS, write_concern=_DURABLE)
+            row = {"runKey": run_key, "shard": shard, "createdAt": now, **manifest.to_record()}
+            box.replace_one({"runKey": run_key, "shard": shard}, row, upsert=True)
+
+    def load_checkpoints(self, run_key: str) -> dict[int, Manifest]:
+        """Return the manifests of a run's finished shards, by shard number."""
+        with mongo_errors("reading checkpoints", self.setting):
+            box = self.open_database().get_collection(schema.CHECKPOINTS, read_concern=ReadConcern("majority"))
+            return {row["shard"]: Manifest.from_record(row) for row in box.find({"runKey": run_key})}
+
+    def drop_checkpoints(self, run_key: str) -> None:
+        """Delete a run's checkpoints, after it is complete."""
+        with mongo_errors("deleting checkpoints", self.setting):
+            self.open_database()[schema.CHECKPOINTS].delete_many({"runKey": run_key})
+
+    def find_job(self, criteria: Mapping[str, Any]) -> Record | None:
+        """Return the newest job that matches."""
+        with mongo_errors("reading jobs", self.setting):
+            return self.open_database()[schema.JOBS].find_one(dict(criteria), sort=[("createdAt", -1)])
+
+    def save_job(self, job: Mapping[str, Any]) -> None:
+        """Write a job whole, by ``jobId``."""
+        with mongo_errors("writing a job", self.setting):
+            jobs = self.open_database().get_collection(schema.JOBS, write_concern=_DURABLE)
+            jobs.bulk_write([ReplaceOne({"jobId": job["jobId"]}, dict(job), upsert=True)])
+
+
+def _wanted_keys(index: Index) -> tuple[tuple[str, Any], ...]:
+    """Return the keys as the server reports them: a text index hides its fields behind ``_fts``."""
+    if any(order == "text" for _, order in index.keys):
+        return (("_fts", "text"), ("_ftsx", 1))
+    return index.keys
+
+
+def _index_keys(row: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (name, int(order) if isinstance(order, int | float) else order) for name, order in row["key"].items()
+    )
+
+
+def _index_difference(index: Index, row: Mapping[str, Any]) -> str:
+    if _index_keys(row) != _wanted_keys(index):
+        return f"has the keys {dict(row['key'])}, not {dict(index.keys)}"
+    if any(order == "text" for _, order in index.keys):
+        found = set(row.get("weights", {}))
+        wanted = {name for name, _ in index.keys}
+        return "" if found == wanted else f"covers {sorted(found)}, not {sorted(wanted)}"
+    for option in ("unique", "expireAfterSeconds", "partialFilterExpression"):
+        wanted_value = index.options.get(option, False if option == "unique" else None)
+        found_value = row.get(option, False if option == "unique" else None)
+        if wanted_value != found_value:
+            return f"has {option} {found_value}, not {wanted_value}"
+    return ""

@@ -1,0 +1,41 @@
+"""Checkpoint: the proof that a shard is finished, written when all else of it is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from bson import ObjectId
+from prefect import task
+
+from blocks.shards import ShardStore
+from blocks.vector_store import VectorStore
+from tasks.domain.dead_letters import DeadLetter
+from tasks.domain.manifests import Manifest
+from tasks.domain.runs import Run
+from tasks.domain.shards import Shard
+from tasks.policy import WRITING
+
+
+@task(name="checkpoint", task_run_name="checkpoint {shard.number}", **WRITING)
+def checkpoint_shard(
+    run: Run,
+    shard: Shard,
+    manifest: Manifest,
+    written_ids: tuple[str, ...],
+    letters: tuple[DeadLetter, ...],
+    store: ShardStore,
+    vectors: VectorStore,
+) -> Manifest:
+    """Put down the shard's dead letters and counts, drop its files, and return the counts. Safe to repeat.
+
+    The order survives a kill: vectors, dead letters, checkpoint, and only then are the files deleted.
+    """
+    now = datetime.now(UTC)
+    vectors.save_dead_letters(letters, run_id=run.id, now=now)
+    if vectors.has_dead_letters():
+        vectors.resolve_dead_letters(
+            run.scope.source_type, [ObjectId(record_id) for record_id in written_ids], run_id=run.id, now=now
+        )
+    vectors.save_checkpoint(run.key, shard.number, manifest, now=now)
+    store.drop_shard(run.key, shard.number)
+    return manifest

@@ -1,0 +1,253 @@
+"""The target's collections: validators and indexes, as ``initialise`` makes them and checks them for drift.
+
+``vectordocuments``, ``embeddingjobs`` and ``embeddingstats`` belong to the application as much as to us: their
+fields and indexes are its schema. The rest is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+VECTORS, JOBS, STATS = "vectordocuments", "embeddingjobs", "embeddingstats"
+DEAD_LETTERS, CHECKPOINTS, STORE = "deadletters", "ragcheckpoints", "ragstore"
+
+#: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
+LOOKUP_INDEX = "documentId_stored_as"
+SOURCE_TYPES = ("analytics", "transaction", "session", "campaign", "website", "user_journey", "smart_contract")
+
+_DAY_S = 86_400
+_NUMBER = {"bsonType": ["int", "long", "double", "decimal"]}
+_TEXT = {"bsonType": "string"}
+_DATE = {"bsonType": "date"}
+_OPTIONAL_DATE = {"bsonType": ["date", "null"]}
+_OPTIONAL_TEXT = {"bsonType": ["string", "null"]}
+_OBJECT_ID = {"bsonType": "objectId"}
+_OPTIONAL_OBJECT_ID = {"bsonType": ["objectId", "null"]}
+
+
+def _one_of(*values: str) -> dict[str, Any]:
+    return {"enum": list(values)}
+
+
+def _between(low: float, high: float) -> dict[str, Any]:
+    return {**_NUMBER, "minimum": low, "maximum": high}
+
+
+def _strings() -> dict[str, Any]:
+    return {"bsonType": "array", "items": _TEXT}
+
+
+def _document(required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
+    schema: dict[str, Any] = {"bsonType": "object", "properties": properties}
+    if required:
+        schema["required"] = required
+    return schema
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """``keys`` as pymongo takes them; ``options`` beyond the name."""
+
+    name: str
+    keys: tuple[tuple[str, int | str], ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A collection with its validator (a JSON schema) and its indexes, beside ``_id``."""
+
+    name: str
+    schema: dict[str, Any]
+    indexes: tuple[Index, ...]
+
+
+def _index(*keys: str, **options: Any) -> Index:
+    """Return an index named as MongoDB would name it; ``-field`` means descending."""
+    parsed = tuple((key.removeprefix("-"), -1 if key.startswith("-") else 1) for key in keys)
+    return Index("_".join(f"{name}_{order}" for name, order in parsed), parsed, options)
+
+
+VECTOR_DOCUMENTS = Collection(
+    VECTORS,
+    _document(
+        ["documentId", "sourceType", "sourceId", "teamId", "siteId", "embedding", "content", "source", "metadata", "status"],
+        documentId=_TEXT,
+        sourceType=_one_of(*SOURCE_TYPES),
+        sourceId=_OBJECT_ID,
+        teamId=_OBJECT_ID,
+        siteId=_TEXT,
+        embedding={"bsonType": ["binData", "array"]},
+        content={**_TEXT, "maxLength": 8_000},
+        source=_TEXT,
+        summary={**_OPTIONAL_TEXT, "maxLength": 500},
+        metadata=_document(
+            timeframe=_document(start=_DATE, end=_DATE),
+            dataType=_one_of("metric", "event", "journey", "transaction", "campaign", "insight"),
+            tags=_strings(),
+            category=_TEXT,
+            chainId=_TEXT,
+            contractAddress=_TEXT,
+            metricType=_TEXT,
+            userSegment=_TEXT,
+            deviceType=_TEXT,
+            importance=_between(1, 10),
+            aggregationLevel=_one_of("raw", "hourly", "daily", "weekly", "monthly"),
+            processingTime=_NUMBER,
+            confidence=_between(0, 1),
+        ),
+        version=_NUMBER,
+        status=_one_of("active", "archived", "deprecated"),
+        createdAt=_DATE,
+        updatedAt=_DATE,
+        expiresAt=_OPTIONAL_DATE,
+    ),
+    (
+        _index("documentId", unique=True),
+        Index(
+            LOOKUP_INDEX,
+            (("documentId", 1), ("contentHash", 1), ("rowHash", 1), ("sourceId", 1), ("lineage.chunks", 1)),
+        ),
+        _index("sourceType"),
+        _index("sourceId"),
+        _index("siteId"),
+        _index("teamId"),
+        _index("status"),
+        _index("createdAt"),
+        _index("teamId", "siteId", "sourceType"),
+        _index("teamId", "-createdAt"),
+        _index("sourceType", "metadata.dataType"),
+        _index("metadata.timeframe.start", "metadata.timeframe.end"),
+        _index("metadata.tags"),
+        _index("status", "-createdAt"),
+        Index(
+            "content_text_summary_text_metadata.tags_text",
+            (("content", "text"), ("summary", "text"), ("metadata.tags", "text")),
+        ),
+        _index("expiresAt", expireAfterSeconds=0),
+    ),
+)
+
+EMBEDDING_JOBS = Collection(
+    JOBS,
+    _document(
+        ["jobId", "jobType", "status", "createdAt"],
+        jobId=_TEXT,
+        jobType=_one_of("initial_processing", "reprocessing", "batch_update", "migration"),
+        priority=_between(1, 10),
+        sourceType=_TEXT,
+        sourceIds={"bsonType": "array", "items": _OBJECT_ID},
+        teamId=_OPTIONAL_OBJECT_ID,
+        siteId=_OPTIONAL_TEXT,
+        status=_one_of("pending", "processing", "completed", "failed", "cancelled", "retrying"),
+        progress=_document(total=_NUMBER, processed=_NUMBER, failed=_NUMBER, percentage=_NUMBER),
+        startedAt=_OPTIONAL_DATE,
+        completedAt=_OPTIONAL_DATE,
+        estimatedCompletionAt=_OPTIONAL_DATE,
+        config=_document(
+            batchSize=_between(1, 100),
+            chunkSize=_between(100, 8_000),
+            overlapSize=_between(0, 1_000),
+            embeddingModel=_TEXT,
+        ),
+        results=_document(
+            documentsCreated=_NUMBER,
+            documentsUpdated=_NUMBER,
+            documentsSkipped=_NUMBER,
+            totalTokensUsed=_NUMBER,
+            totalCost=_NUMBER,
+            averageProcessingTime=_NUMBER,
+        ),
+        errors={"bsonType": "array"},
+        retryConfig=_document(
+            maxRetries=_between(0, 10),
+            retryCount=_NUMBER,
+            nextRetryAt=_OPTIONAL_DATE,
+            backoffMultiplier=_between(1, 10),
+        ),
+        createdAt=_DATE,
+        updatedAt=_DATE,
+    ),
+    (
+        _index("jobId", unique=True),
+        _index("status", "-priority", "scheduledFor"),
+        _index("teamId", "status", "-createdAt"),
+        _index("sourceType", "status"),
+        _index("workerId", "status"),
+        _index("retryConfig.nextRetryAt"),
+        _index(
+            "completedAt",
+            expireAfterSeconds=30 * _DAY_S,
+            partialFilterExpression={"status": {"$in": ["completed", "cancelled"]}},
+        ),
+    ),
+)
+
+EMBEDDING_STATS = Collection(
+    STATS,
+    _document(
+        ["period", "startDate"],
+        period=_one_of("hourly", "daily", "weekly", "monthly"),
+        startDate=_DATE,
+        endDate=_DATE,
+        teamId=_OPTIONAL_OBJECT_ID,
+    ),
+    (
+        _index("period", "startDate", "teamId", unique=True),
+        _index("teamId", "period", "-startDate"),
+        _index("startDate", "endDate"),
+        _index("createdAt", expireAfterSeconds=365 * _DAY_S),
+    ),
+)
+
+DEAD_LETTER_BOX = Collection(
+    DEAD_LETTERS,
+    _document(
+        ["sourceType", "sourceId", "stage", "reason", "code", "runId", "time", "status"],
+        sourceType=_TEXT,
+        stage=_TEXT,
+        reason=_TEXT,
+        code=_TEXT,
+        runId=_TEXT,
+        time=_DATE,
+        status=_one_of("open", "resolved"),
+        attempts=_NUMBER,
+    ),
+    (
+        _index("sourceType", "sourceId", unique=True),
+        _index("status", "code", "time"),
+        _index("teamId", "status"),
+    ),
+)
+
+RUN_CHECKPOINTS = Collection(
+    CHECKPOINTS,
+    _document(["runKey", "shard", "counts", "createdAt"], runKey=_TEXT, shard=_NUMBER, createdAt=_DATE),
+    (
+        _index("runKey", "shard", unique=True),
+        _index("createdAt", expireAfterSeconds=30 * _DAY_S),
+    ),
+)
+
+COLLECTIONS = (VECTOR_DOCUMENTS, EMBEDDING_JOBS, EMBEDDING_STATS, DEAD_LETTER_BOX, RUN_CHECKPOINTS)
+
+VECTOR_INDEX = "vector_index"
+VECTOR_FILTERS = (
+    "siteId",
+    "teamId",
+    "sourceType",
+    "status",
+    "metadata.timeframe.start",
+    "metadata.timeframe.end",
+)
+
+
+def vector_index_definition(dimensions: int) -> dict[str, Any]:
+    """Return the definition of the vector search index, for servers that have search nodes."""
+    return {
+        "fields": [
+            {"type": "vector", "path": "embedding", "numDimensions": dimensions, "similarity": "cosine"},
+            *({"type": "filter", "path": path} for path in VECTOR_FILTERS),
+        ]
+    }

@@ -1,0 +1,87 @@
+"""DeadLetter: a refused record with its reason, kept until it is replayed or gone from the source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import bson
+from bson import ObjectId
+
+from tasks.domain.errors import RecordError
+
+#: The call data of one row can be 238,000 digits; a dead letter keeps what a person can read.
+MAX_KEPT_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """``source_id`` is the record's ``_id``, of whatever type it has; ``record`` an excerpt of it as BSON.
+
+    ``team_id`` and ``contract_id`` are None where the record's owner could not be told.
+    """
+
+    source_type: str
+    source_id: bytes
+    stage: str
+    code: str
+    reason: str
+    team_id: str | None
+    contract_id: str | None
+    record: bytes
+
+    @property
+    def record_id(self) -> Any:
+        """Return the record's ``_id`` as the source has it."""
+        return bson.decode(self.source_id)["_id"]
+
+    @classmethod
+    def from_error(
+        cls,
+        error: RecordError,
+        *,
+        source_type: str,
+        stage: str,
+        record: Mapping[str, Any],
+        team_id: str | None = None,
+        contract_id: str | None = None,
+    ) -> DeadLetter:
+        """Return the dead letter of a record that raised ``error`` in ``stage``. Long texts are cut."""
+        if contract_id is None and isinstance(record.get("contractId"), str):
+            contract_id = record["contractId"]
+        return cls(
+            source_type=source_type,
+            source_id=bson.encode({"_id": record["_id"]}),
+            stage=stage,
+            code=error.code,
+            reason=error.reason,
+            team_id=team_id,
+            contract_id=contract_id,
+            record=bson.encode({name: _shortened(value) for name, value in record.items()}),
+        )
+
+
+def duplicate_letter(
+    *, record_id: str, team_id: str, contract_id: str, key: str, twin: str, stage: str
+) -> DeadLetter:
+    """Return the dead letter of a record whose transaction (``key``) another record, ``twin``, holds already."""
+    error = RecordError(
+        "duplicate_record",
+        f"the source holds this transaction twice: {key} stands in record {twin} too, which is the one that is "
+        "stored; delete one of the two",
+    )
+    return DeadLetter.from_error(
+        error,
+        source_type=key.partition(":")[0],
+        stage=stage,
+        record={"_id": ObjectId(record_id), "contractId": contract_id, "key": key},
+        team_id=team_id,
+        contract_id=contract_id,
+    )
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_KEPT_CHARS:
+        return f"{value[:MAX_KEPT_CHARS]}… ({len(value):,} characters)"
+    return value

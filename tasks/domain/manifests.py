@@ -1,0 +1,109 @@
+"""Manifest: what a run read, wrote, left, refused and removed, per team and contract. It must close exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from tasks.domain.errors import TerminalError
+
+
+class Owner(NamedTuple):
+    """Whom rows are counted for; both are None for records whose owner could not be told."""
+
+    team_id: str | None
+    contract_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Records, unless the name says otherwise. ``read = written + unchanged + dead_lettered`` always.
+
+    ``removed`` and ``chunks`` are vector documents: taken away, and described (whether written or left as they are).
+    """
+
+    read: int = 0
+    written: int = 0
+    unchanged: int = 0
+    dead_lettered: int = 0
+    removed: int = 0
+    chunks: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def closes(self) -> bool:
+        """Return whether every record that was read has exactly one outcome."""
+        return self.read == self.written + self.unchanged + self.dead_lettered
+
+
+@dataclass(slots=True)
+class Manifest:
+    """The counts of a shard or of a run, by owner, and its dead letters by reason code.
+
+    ``embedded`` texts with ``tokens`` tokens in all were sent to the embedder and answered: what was paid for.
+    """
+
+    by_owner: dict[Owner, Counts] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    embedded: int = 0
+    tokens: int = 0
+
+    def add(self, owner: Owner, **counts: int) -> None:
+        """Add to one owner's counts."""
+        self.by_owner[owner] = self.by_owner.get(owner, Counts()) + Counts(**counts)
+
+    def merge(self, other: Manifest) -> None:
+        """Add another manifest's counts to this one."""
+        for owner, counts in other.by_owner.items():
+            self.by_owner[owner] = self.by_owner.get(owner, Counts()) + counts
+        for code, number in other.refused.items():
+            self.refused[code] = self.refused.get(code, 0) + number
+        self.embedded += other.embedded
+        self.tokens += other.tokens
+
+    @property
+    def total(self) -> Counts:
+        """Return the sum over all owners."""
+        return sum(self.by_owner.values(), Counts())
+
+    def require_closed(self, what: str) -> None:
+        """Raise ``TerminalError`` naming each owner whose records do not add up."""
+        open_owners = [
+            f"team {owner.team_id or 'unknown'}, contract {owner.contract_id or 'unknown'}: read {c.read}, "
+            f"written {c.written}, unchanged {c.unchanged}, dead-lettered {c.dead_lettered}"
+            for owner, c in self.by_owner.items()
+            if not c.closes
+        ]
+        if open_owners:
+            raise TerminalError(f"the accounting of {what} does not close: " + "; ".join(open_owners[:5]))
+
+    def to_record(self) -> dict[str, Any]:
+        """Return it as plain values, for a checkpoint."""
+        return {
+            "counts": [
+                {"team_id": owner.team_id, "contract_id": owner.contract_id, **asdict(counts)}
+                for owner, counts in sorted(
+                    self.by_owner.items(), key=lambda item: tuple(part or "" for part in item[0])
+                )
+            ],
+            "refused": self.refused,
+            "embedded": self.embedded,
+            "tokens": self.tokens,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Manifest:
+        """Return the manifest that ``to_record`` was called on."""
+        names = [f.name for f in fields(Counts)]
+        return cls(
+            {
+                Owner(row["team_id"], row["contract_id"]): Counts(**{name: row[name] for name in names})
+                for row in record["counts"]
+            },
+            dict(record["refused"]),
+            record["embedded"],
+            record["tokens"],
+        )

@@ -1,0 +1,172 @@
+"""Vector document: a chunk with its owner, facts, lineage and vector, as the bytes that MongoDB stores.
+
+A row has two parts. The body is decided by the record, the describer, the chunker and the model, and nothing else:
+equal bytes mean that nothing changed. The vector, the hashes and the times come when it is written. The body is
+encoded once and never decoded again on its way through the stages.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Literal
+
+import bson
+import numpy as np
+from bson import ObjectId
+from bson.binary import Binary
+from bson.raw_bson import RawBSONDocument
+
+from tasks.domain.chunks import CHUNKER_VERSION, Chunk
+from tasks.domain.documents import DESCRIBER_VERSION, Document
+from tasks.domain.vectors import EmbedderFacts, Matrix
+
+#: ``float32``: BSON binary vectors, read by Atlas and Community vector search at a third of the bytes.
+#: ``doubles``: arrays of doubles, for readers that know nothing else.
+VectorForm = Literal["float32", "doubles"]
+
+_HASH_BYTES = 16
+_BINARY, _VECTOR_SUBTYPE, _FLOAT32_HEADER = b"\x05", b"\x09", b"\x27\x00"
+_EMBEDDING_NAME = b"embedding\x00"
+_END = b"\x00"
+
+
+class Verdict(IntEnum):
+    """What a described chunk needs, compared with what is stored."""
+
+    UNCHANGED = 0
+    NEW = 1
+    TEXT_CHANGED = 2
+    ROW_CHANGED = 3
+
+    @property
+    def needs_vector(self) -> bool:
+        """Return whether it is written with a vector."""
+        return self in (Verdict.NEW, Verdict.TEXT_CHANGED)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the store says of a document id, read from an index alone."""
+
+    source_id: ObjectId
+    content_hash: bytes
+    row_hash: bytes
+    chunks: int
+
+
+def document_id(key: str, ordinal: int) -> str:
+    """Return the id of a chunk: derived, so that writing it again overwrites it."""
+    return f"{key}:{ordinal}"
+
+
+def encode_body(document: Document, chunk: Chunk, chunks: int, facts: EmbedderFacts) -> bytes:
+    """Return the body of a row as BSON. The same arguments give the same bytes."""
+    return bson.encode(
+        {
+            "documentId": document_id(document.key, chunk.ordinal),
+            "sourceType": document.source_type,
+            "sourceId": ObjectId(document.source_id),
+            "teamId": ObjectId(document.team_id),
+            "siteId": document.site_id,
+            "content": chunk.text,
+            "source": f"{document.source_type}:{document.source_id}",
+            "summary": document.summary,
+            "metadata": document.metadata,
+            "status": "active",
+            "lineage": {
+                "model": facts.model,
+                "dimensions": facts.dimensions,
+                "task": facts.task,
+                "describer": DESCRIBER_VERSION,
+                "chunker": CHUNKER_VERSION,
+                "ordinal": chunk.ordinal,
+                "chunks": chunks,
+            },
+        }
+    )
+
+
+def row_hash(body: bytes) -> bytes:
+    """Return 16 bytes that stand for the body."""
+    return blake2b(body, digest_size=_HASH_BYTES).digest()
+
+
+def judge(stored: Stored | None, *, content_hash: bytes, row_hash: bytes) -> Verdict:
+    """Return what must be done. Only a changed text, model, dimension or task is embedded again."""
+    if stored is None:
+        return Verdict.NEW
+    if stored.content_hash != content_hash:
+        return Verdict.TEXT_CHANGED
+    return Verdict.UNCHANGED if stored.row_hash == row_hash else Verdict.ROW_CHANGED
+
+
+def row_id(source_id: str, document_id: str, ordinal: int) -> ObjectId:
+    """Return a row's ``_id``: the record's own for its first chunk, so that loads stay in order; else derived."""
+    if ordinal == 0:
+        return ObjectId(source_id)
+    return ObjectId(blake2b(document_id.encode(), digest_size=12).digest())
+
+
+def new_row(
+    body: bytes,
+    *,
+    row_id: ObjectId,
+    vector: Matrix,
+    form: VectorForm,
+    content_hash: bytes,
+    row_hash: bytes,
+    run_id: str,
+    now: datetime,
+) -> RawBSONDocument:
+    """Return a whole row to insert."""
+    head = bson.encode({"_id": row_id})[4:-1]
+    tail = _tail(content_hash, row_hash, run_id, now)
+    times = bson.encode({"version": 1, "createdAt": now})[4:-1]
+    return _joined(head, body[4:-1], _embedding(vector, form), tail, times)
+
+
+def changed_fields(
+    body: bytes,
+    *,
+    vector: Matrix | None,
+    form: VectorForm,
+    content_hash: bytes,
+    row_hash: bytes,
+    run_id: str,
+    now: datetime,
+) -> RawBSONDocument:
+    """Return what ``$set`` takes to make a stored row this one; without a vector the stored one stays."""
+    embedding = b"" if vector is None else _embedding(vector, form)
+    return _joined(body[4:-1], embedding, _tail(content_hash, row_hash, run_id, now))
+
+
+def read_vector(stored: object) -> Matrix:
+    """Return a stored embedding of either form as float32."""
+    if isinstance(stored, bytes):  # Binary is bytes
+        return np.frombuffer(stored, dtype="<f4", offset=len(_FLOAT32_HEADER))
+    if isinstance(stored, Sequence):
+        return np.asarray(stored, dtype=np.float32)
+    raise TypeError(f"an embedding is stored as {type(stored).__name__}")
+
+
+def _tail(content_hash: bytes, row_hash: bytes, run_id: str, now: datetime) -> bytes:
+    return bson.encode(
+        {"contentHash": Binary(content_hash), "rowHash": Binary(row_hash), "runId": run_id, "updatedAt": now}
+    )[4:-1]
+
+
+def _embedding(vector: Matrix, form: VectorForm) -> bytes:
+    if form == "doubles":
+        return bson.encode({"embedding": [float(value) for value in vector]})[4:-1]
+    payload = _FLOAT32_HEADER + np.ascontiguousarray(vector, dtype="<f4").tobytes()
+    return _BINARY + _EMBEDDING_NAME + struct.pack("<i", len(payload)) + _VECTOR_SUBTYPE + payload
+
+
+def _joined(*parts: bytes) -> RawBSONDocument:
+    size = 4 + sum(map(len, parts)) + len(_END)
+    return RawBSONDocument(b"".join((struct.pack("<i", size), *parts, _END)))

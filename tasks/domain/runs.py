@@ -1,0 +1,87 @@
+"""Run: what all stages of one run share, small enough to travel with every task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from tasks.domain.chunks import CHUNKER_VERSION
+from tasks.domain.documents import DESCRIBER_VERSION
+from tasks.domain.vectors import EmbedderFacts
+from tasks.domain.windows import Window
+
+#: Raise it when a stage's files change their meaning: an unfinished run of the older code then starts over.
+SHARD_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which records a run is about. Empty tuples mean all. ``limit`` counts records in ``_id`` order."""
+
+    source_type: str = "transaction"
+    window: Window = field(default_factory=Window)
+    team_ids: tuple[str, ...] = ()
+    contract_ids: tuple[str, ...] = ()
+    limit: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Return whether it covers the whole source."""
+        return self.window.unbounded and not self.team_ids and not self.contract_ids and self.limit is None
+
+    def __str__(self) -> str:
+        """Return ``transactions 2025-06-01..2025-07-01, 1 team``."""
+        parts = [f"{self.source_type}s {self.window}"]
+        parts.extend(
+            f"{len(ids)} {name}{'s' if len(ids) > 1 else ''}"
+            for name, ids in (("team", self.team_ids), ("contract", self.contract_ids))
+            if ids
+        )
+        if self.limit is not None:
+            parts.append(f"first {self.limit:,}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``key`` names the work and survives a resume; ``id`` names the flow run that does it now.
+
+    ``started_ms`` is when the work began: the "now" of every rule about time, so that a resumed run judges alike.
+    ``attempt`` is raised when a shard's files were lost and its stages must run again.
+    """
+
+    key: str
+    id: str
+    scope: Scope
+    started_ms: int
+    target_was_empty: bool = False
+    attempt: int = 0
+
+    @property
+    def started(self) -> datetime:
+        """Return the start as a date."""
+        return datetime.fromtimestamp(self.started_ms / 1000, UTC)
+
+
+def fingerprint(scope: Scope, facts: EmbedderFacts, **choices: Any) -> str:
+    """Return what makes two runs the same work: an unfinished run is taken up by one with the same fingerprint."""
+    parts = [
+        str(scope.window.start),
+        str(scope.window.end),
+        scope.source_type,
+        sorted(scope.team_ids),
+        sorted(scope.contract_ids),
+        scope.limit,
+        facts.model,
+        facts.dimensions,
+        facts.task,
+        DESCRIBER_VERSION,
+        CHUNKER_VERSION,
+        SHARD_SCHEMA,
+        choices,
+    ]
+    return blake2b(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS), digest_size=12).hexdigest()

@@ -1,0 +1,51 @@
+"""Shard: rows that move together, the unit of retry. Tasks pass the reference; the rows stay in the shard store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRange:
+    """One slice of the source by ``_id``, half-open: ``lower <= _id < upper`` in MongoDB's order of all types.
+
+    ``None`` means unbounded. ``planned`` is how many records it held when the run was planned.
+    """
+
+    number: int
+    lower: Any
+    upper: Any
+    planned: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """A file in the shard store, with what proves that it is whole."""
+
+    name: str
+    rows: int
+    size_bytes: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one stage hands to the next.
+
+    ``read`` is how many records the source gave for it. ``rows`` holds what is still on its way, ``refused`` the
+    dead letters of each stage so far. ``chunks`` is set once ``rows`` are vectors. ``embedded`` and ``tokens`` are
+    what this shard paid for, over all its attempts.
+    """
+
+    number: int
+    read: int
+    rows: ShardFile
+    refused: tuple[ShardFile, ...] = ()
+    chunks: ShardFile | None = None
+    embedded: int = 0
+    tokens: int = 0
+
+    def moved_on(self, rows: ShardFile, refused: ShardFile | None = None) -> Shard:
+        """Return the shard after a stage that made ``rows`` and refused some."""
+        return replace(self, rows=rows, refused=(*self.refused, refused) if refused else self.refused)

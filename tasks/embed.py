@@ -1,0 +1,186 @@
+"""Embed: a vector for every chunk that needs one; each text is paid for once a run, whatever happens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from bson import ObjectId
+from prefect import task
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+
+from blocks.shards import PaidTexts, ShardStore
+from tasks.domain.dead_letters import DeadLetter
+from tasks.domain.errors import RecordError, TransientError
+from tasks.domain.rows import Verdict
+from tasks.domain.runs import Run
+from tasks.domain.shards import Shard
+from tasks.domain.tables import to_table
+from tasks.domain.vectors import Embedder, Matrix, pack_batches
+from tasks.policy import DEFAULT_RETRIES, REMEMBERED
+
+#: A request that fails is tried again here, so that a shard doesn't start over for one of its fifty requests;
+#: when that is spent, the task's own retry takes what is still missing.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    hash: bytes
+    text: str
+    tokens: int
+
+
+@task(name="embed", task_run_name="embed {shard.number}", **REMEMBERED)
+def embed_shard(run: Run, shard: Shard, store: ShardStore, embedder: Embedder, concurrency: int) -> Shard:
+    """Return the shard with its vectors' file; chunks whose text the embedder refuses become dead letters.
+
+    ``concurrency`` requests are under way at once. Every reply is kept at once, so a repeat asks only for what is
+    missing. Raises ``TransientError`` when texts are left after the retries, ``TerminalError`` at once.
+    """
+    chunks = store.read_table(shard.rows)
+    texts = list(_texts_to_embed(chunks))
+    reasons: dict[bytes, RecordError] = {}
+    with store.paid_texts(run.key) as paid:
+        missing = texts
+        vectors: dict[bytes, Matrix] = {}
+        while missing:
+            vectors.update(paid.find([text.hash for text in missing]))
+            missing = [text for text in missing if text.hash not in vectors and text.hash not in reasons]
+            mine, others = paid.claim([text.hash for text in missing])
+            try:
+                # Another shard may have kept some of them between the look and the claim.
+                known = paid.find(mine)
+                vectors.update(known)
+                claimed = set(mine) - known.keys()
+                todo = [text for text in missing if text.hash in claimed]
+                reasons.update(_embed(todo, embedder, paid, shard.number, concurrency))
+            finally:
+                paid.release(mine)
+            paid.wait(others)
+        embedded, tokens = paid.paid_by(shard.number)
+    order = [text.hash for text in texts if text.hash in vectors]
+    table = pa.table(
+        {
+            "content_hash": pa.array(order, type=pa.large_binary()),
+            "vector": pa.array(
+                [np.ascontiguousarray(vectors[key], dtype="<f4").tobytes() for key in order], type=pa.large_binary()
+            ),
+        }
+    )
+    vector_file = store.write_table(run.key, f"{shard.number:06d}.vectors", table)
+    refused = store.write_table(
+        run.key, f"{shard.number:06d}.refused-embed", to_table(DeadLetter, list(_refused(chunks, reasons)))
+    )
+    moved = shard.moved_on(vector_file, refused)
+    return replace(moved, chunks=shard.rows, embedded=embedded, tokens=tokens)
+
+
+def _texts_to_embed(chunks: pa.Table) -> Iterator[_Text]:
+    """Yield each distinct text that needs a vector, in order of first appearance."""
+    wanted = chunks.filter(pc.is_in(chunks.column("verdict"), value_set=pa.array([v for v in Verdict if v.needs_vector])))
+    seen: set[bytes] = set()
+    columns = (wanted.column(name).to_pylist() for name in ("content_hash", "text", "tokens"))
+    for key, text, tokens in zip(*columns, strict=True):
+        if key not in seen:
+            seen.add(key)
+            yield _Text(key, text, tokens)
+
+
+def _embed(
+    texts: Sequence[_Text], embedder: Embedder, paid: PaidTexts, shard: int, concurrency: int
+) -> dict[bytes, RecordError]:
+    """Embed and keep all texts; return those that the embedder refuses, with its reason."""
+    facts = embedder.facts
+    batches = [
+        texts[part]
+        for part in pack_batches(
+            [text.tokens for text in texts],
+            max_texts=facts.max_texts_per_request,
+            max_tokens=facts.max_tokens_per_request,
+        )
+    ]
+    reasons: dict[bytes, RecordError] = {}
+    failures: list[TransientError] = []
+    with ThreadPoolExecutor(max_workers=max(1, concurrency), thread_name_prefix="embed") as pool:
+        futures = [pool.submit(_embed_batch, batch, embedder, paid, shard) for batch in batches]
+        try:
+            for future in as_completed(futures):
+                try:
+                    reasons.update(future.result())
+                except TransientError as error:
+                    failures.append(error)
+        except BaseException:
+            # What can't succeed must not be asked for forty more times.
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    if failures:
+        raise TransientError(
+            f"{len(failures)} of {len(batches)} embedding requests of shard {shard} failed; the others are kept. "
+            f"The last failure: {failures[-1]}"
+        )
+    return reasons
+
+
+def _embed_batch(
+    batch: Sequence[_Text], embedder: Embedder, paid: PaidTexts, shard: int
+) -> dict[bytes, RecordError]:
+    """Embed and keep one request's texts. If the service refuses it, halve it until the refused texts stand alone."""
+    try:
+        vectors = _retrying()(embedder.embed_documents, [text.text for text in batch])
+    except RecordError as error:
+        if len(batch) == 1:
+            return {batch[0].hash: error}
+        middle = len(batch) // 2
+        return _embed_batch(batch[:middle], embedder, paid, shard) | _embed_batch(batch[middle:], embedder, paid, shard)
+    paid.keep(
+        [text.hash for text in batch], vectors, tokens=[text.tokens for text in batch], shard=shard
+    )
+    return {}
+
+
+def _retrying() -> Retrying:
+    return Retrying(
+        stop=stop_after_attempt(1 + DEFAULT_RETRIES),
+        wait=_wait_s,
+        retry=retry_if_exception_type(TransientError),
+        reraise=True,
+    )
+
+
+def _wait_s(state: RetryCallState) -> float:
+    """Return what the service asked for, else exponential backoff; both with jitter, so that requests spread."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_seconds if isinstance(error, TransientError) else None
+    jitter = random.uniform(1.0, 1.5)  # noqa: S311 - spreads load, hides nothing
+    if asked is not None:
+        return min(asked, _LONGEST_WAIT_S) * jitter
+    backoff: float = _FIRST_WAIT_S * 2 ** (state.attempt_number - 1)
+    return min(backoff, _LONGEST_WAIT_S) * jitter
+
+
+def _refused(chunks: pa.Table, reasons: dict[bytes, RecordError]) -> Iterator[DeadLetter]:
+    """Yield one dead letter per record that has a refused text."""
+    if not reasons:
+        return
+    names = ("record_id", "team_id", "contract_id", "key", "content_hash", "text")
+    seen: set[str] = set()
+    for record_id, team_id, contract_id, key, text_hash, text in zip(
+        *(chunks.column(name).to_pylist() for name in names), strict=True
+    ):
+        error = reasons.get(text_hash)
+        if error is not None and record_id not in seen:
+            seen.add(record_id)
+            yield DeadLetter.from_error(
+                error,
+                source_type="transaction",
+                stage="embed",
+                record={"_id": ObjectId(record_id), "contractId": contract_id, "key": key, "text": text},
+                team_id=team_id,
+                contract_id=contract_id,
+            )

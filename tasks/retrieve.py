@@ -1,0 +1,91 @@
+"""Retrieve: exact nearest vectors on any MongoDB, with the tenant's bounds applied before anything is ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from bson import ObjectId
+
+from blocks.vector_store import VectorStore
+from tasks.domain.owners import site_filter
+from tasks.domain.rows import read_vector
+from tasks.domain.vectors import Embedder, Matrix
+
+MAX_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Whose documents may be seen. ``team_id`` None means every team, which only an operator may ask for."""
+
+    team_id: str | None
+    site_id: str | None = None
+
+    def criteria(self) -> dict[str, Any]:
+        """Return the MongoDB filter. A site sees its own documents and its team's that belong to no single site."""
+        criteria: dict[str, Any] = {"status": "active"}
+        if self.team_id is not None:
+            criteria["teamId"] = ObjectId(self.team_id)
+            if self.site_id is not None:
+                criteria["siteId"] = {"$in": site_filter(self.site_id, self.team_id)}
+        elif self.site_id is not None:
+            criteria["siteId"] = self.site_id
+        return criteria
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One document that answers, with its cosine similarity, -1 to 1."""
+
+    document_id: str
+    source_type: str
+    source_id: str
+    score: float
+    content: str
+    metadata: dict[str, Any]
+
+
+def search(
+    questions: Sequence[str], tenant: Tenant, *, limit: int, vectors: VectorStore, embedder: Embedder
+) -> list[list[Hit]]:
+    """Return the best documents for each question, best first; ties go to the smaller document id.
+
+    Exact: every vector that the tenant may see and that the embedder's model made is compared. Memory holds one
+    batch of vectors. Raises ``TerminalError`` if the store's vectors are of another model.
+    """
+    facts = embedder.facts
+    vectors.require_model(facts, replace=False, write=False)
+    asked = np.stack([embedder.embed_query(question) for question in questions])
+    criteria = {**tenant.criteria(), "lineage.model": facts.model, "lineage.dimensions": facts.dimensions}
+    best: list[list[tuple[float, Any]]] = [[] for _ in questions]
+    for batch in vectors.read_vectors(criteria):
+        matrix: Matrix = np.stack([read_vector(row["embedding"]) for row in batch])
+        scores = asked @ matrix.T
+        for question, row in enumerate(scores):
+            # A little more than the limit is kept, so that ties at its edge are decided by id and not by order.
+            keep = min(len(row), limit + 10)
+            top = np.argpartition(-row, keep - 1)[:keep]
+            merged = best[question] + [(float(row[index]), batch[index]["_id"]) for index in top]
+            best[question] = sorted(merged, key=lambda item: (-item[0], item[1]))[: limit + 10]
+    wanted = {row_id for found in best for _, row_id in found}
+    documents = vectors.read_documents(list(wanted))
+    return [_hits(found, documents, limit) for found in best]
+
+
+def _hits(found: list[tuple[float, Any]], documents: dict[Any, dict[str, Any]], limit: int) -> list[Hit]:
+    hits = [
+        Hit(
+            document_id=document["documentId"],
+            source_type=document["sourceType"],
+            source_id=str(document["sourceId"]),
+            score=round(score, 6),
+            content=document["content"],
+            metadata=document["metadata"],
+        )
+        for score, row_id in found
+        if (document := documents.get(row_id)) is not None
+    ]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.document_id))[:limit]

@@ -1,0 +1,216 @@
+"""Upsert: what is new is inserted, what changed is set, what is no longer made is removed, the rest is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+from prefect import task
+
+from blocks.shards import ShardStore
+from blocks.vector_store import VectorStore
+from tasks.domain.dead_letters import DeadLetter, duplicate_letter
+from tasks.domain.errors import ShardDamagedError
+from tasks.domain.manifests import Counts, Manifest, Owner
+from tasks.domain.rows import Verdict, changed_fields, document_id, new_row, row_id
+from tasks.domain.runs import Run
+from tasks.domain.shards import Shard
+from tasks.domain.tables import from_table
+from tasks.domain.vectors import Matrix
+from tasks.policy import WRITING
+
+
+@dataclass(frozen=True, slots=True)
+class Upserted:
+    """What the store took of a shard, and what it refused after all."""
+
+    manifest: Manifest
+    written_ids: tuple[str, ...]
+    letters: tuple[DeadLetter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    record_id: str
+    team_id: str
+    contract_id: str
+    key: str
+    ordinal: int
+    chunks: int
+    stored_chunks: int
+    content_hash: bytes
+    row_hash: bytes
+    body: bytes
+    verdict: int
+
+    @property
+    def document_id(self) -> str:
+        return document_id(self.key, self.ordinal)
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.team_id, self.contract_id)
+
+
+@task(name="upsert", task_run_name="upsert {shard.number}", **WRITING)
+def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore) -> Upserted:
+    """Write the shard's chunks and return its manifest, which closes. Twice equals once.
+
+    Writes vector documents only. Raises ``ShardDamagedError`` if a file or a row it counts on is gone: the
+    shard's stages must then run again.
+    """
+    if shard.chunks is None:
+        raise ShardDamagedError(f"shard {shard.number} was not embedded")
+    letters = [letter for file in shard.refused for letter in from_table(DeadLetter, store.read_table(file))]
+    refused = {str(letter.record_id) for letter in letters}
+    rows = [row for row in _read_rows(store.read_table(shard.chunks)) if row.record_id not in refused]
+    found = _read_vectors(store.read_table(shard.rows))
+    now = datetime.now(UTC)
+    manifest = Manifest(embedded=shard.embedded, tokens=shard.tokens)
+
+    twins = _write(rows, found, run, vectors, now)
+    if twins:
+        letters.extend(twins.values())
+        rows = [row for row in rows if row.record_id not in twins]
+    _remove(rows, letters, run, vectors, manifest)
+    _count(rows, letters, manifest)
+    manifest.require_closed(f"shard {shard.number}")
+    if manifest.total.read != shard.read:
+        raise ShardDamagedError(
+            f"shard {shard.number} read {shard.read} records but accounts for {manifest.total.read}"
+        )
+    return Upserted(manifest, tuple({row.record_id: None for row in rows}), tuple(letters))
+
+
+def _write(
+    rows: list[_Row], found: dict[bytes, Matrix], run: Run, vectors: VectorStore, now: datetime
+) -> dict[str, DeadLetter]:
+    """Write new and changed rows; return the dead letters of records whose place another record took meanwhile."""
+    form = vectors.vector_form
+
+    def vector_of(row: _Row) -> Matrix:
+        try:
+            return found[row.content_hash]
+        except KeyError:
+            raise ShardDamagedError(f"{row.document_id} has no vector in its shard file") from None
+
+    def changed(row: _Row, vector: Matrix | None) -> RawBSONDocument:
+        return changed_fields(
+            row.body,
+            vector=vector,
+            form=form,
+            content_hash=row.content_hash,
+            row_hash=row.row_hash,
+            run_id=run.id,
+            now=now,
+        )
+
+    fresh = [row for row in rows if row.verdict == Verdict.NEW]
+    taken = vectors.insert_rows(
+        [
+            new_row(
+                row.body,
+                row_id=row_id(row.record_id, row.document_id, row.ordinal),
+                vector=vector_of(row),
+                form=form,
+                content_hash=row.content_hash,
+                row_hash=row.row_hash,
+                run_id=run.id,
+                now=now,
+            )
+            for row in fresh
+        ]
+    )
+    changes = {row.document_id: changed(row, vector_of(row)) for row in rows if row.verdict == Verdict.TEXT_CHANGED}
+    changes |= {row.document_id: changed(row, None) for row in rows if row.verdict == Verdict.ROW_CHANGED}
+    letters: dict[str, DeadLetter] = {}
+    late: list[_Row] = []
+    if taken:
+        # Somebody was quicker: this shard's own earlier attempt, a second run, or another record of the same
+        # transaction. The first two are the same row and are set again; the last one keeps its place.
+        late = [fresh[position] for position in taken]
+        stored = vectors.find_stored([row.document_id for row in late])
+        for row in late:
+            holder = stored.get(row.document_id)
+            if holder is None:
+                raise ShardDamagedError(f"{row.document_id} was taken and is gone again")
+            if str(holder.source_id) == row.record_id:
+                changes[row.document_id] = changed(row, vector_of(row))
+            else:
+                letters[row.record_id] = duplicate_letter(
+                    record_id=row.record_id,
+                    team_id=row.team_id,
+                    contract_id=row.contract_id,
+                    key=row.key,
+                    twin=str(holder.source_id),
+                    stage="upsert",
+                )
+    if letters:
+        # Of a record that lost its place nothing may stay, not even chunks that the other one doesn't make.
+        late_ids = {row.document_id for row in late}
+        vectors.remove_documents(
+            [row.document_id for row in fresh if row.record_id in letters and row.document_id not in late_ids]
+        )
+        changes = {
+            row.document_id: changes[row.document_id]
+            for row in rows
+            if row.record_id not in letters and row.document_id in changes
+        }
+    vectors.update_rows(changes)
+    return letters
+
+
+def _remove(
+    rows: list[_Row], letters: list[DeadLetter], run: Run, vectors: VectorStore, manifest: Manifest
+) -> None:
+    """Take away chunks that a record no longer makes, and all of a record that is refused now."""
+    for row in rows:
+        if row.ordinal == 0 and row.stored_chunks > row.chunks:
+            gone = [document_id(row.key, ordinal) for ordinal in range(row.chunks, row.stored_chunks)]
+            manifest.add(row.owner, removed=vectors.remove_documents(gone))
+    if run.target_was_empty or not letters:
+        return
+    # A vector that describes what the record no longer says would be cited as if it did.
+    by_owner: dict[Owner, list[ObjectId]] = {}
+    for letter in letters:
+        source_id = letter.record_id
+        if isinstance(source_id, ObjectId):
+            by_owner.setdefault(Owner(letter.team_id, letter.contract_id), []).append(source_id)
+    for owner, ids in by_owner.items():
+        removed = vectors.remove_sources("transaction", ids)
+        if removed:
+            manifest.add(owner, removed=removed)
+
+
+def _count(rows: list[_Row], letters: list[DeadLetter], manifest: Manifest) -> None:
+    """Give every record its one outcome: written if any of its chunks was."""
+    written: dict[str, bool] = {}
+    for row in rows:
+        changed = row.verdict != Verdict.UNCHANGED or row.stored_chunks > row.chunks
+        written[row.record_id] = written.get(row.record_id, False) or changed
+    by_owner: dict[Owner, list[int]] = {}
+    for row in rows:
+        counts = by_owner.setdefault(row.owner, [0, 0, 0])
+        counts[2] += 1
+        if row.ordinal == 0:
+            counts[0 if written[row.record_id] else 1] += 1
+    for owner, (new, same, chunks) in by_owner.items():
+        manifest.by_owner[owner] = manifest.by_owner.get(owner, Counts()) + Counts(
+            read=new + same, written=new, unchanged=same, chunks=chunks
+        )
+    for letter in letters:
+        manifest.add(Owner(letter.team_id, letter.contract_id), read=1, dead_lettered=1)
+        manifest.refused[letter.code] = manifest.refused.get(letter.code, 0) + 1
+
+
+def _read_rows(table: pa.Table) -> list[_Row]:
+    return list(from_table(_Row, table))
+
+
+def _read_vectors(table: pa.Table) -> dict[bytes, Matrix]:
+    keys, vectors = table.column("content_hash").to_pylist(), table.column("vector").to_pylist()
+    return {key: np.frombuffer(vector, dtype="<f4") for key, vector in zip(keys, vectors, strict=True)}

@@ -1,0 +1,63 @@
+"""Validate: expectations over a shard's columns, before anything is spent on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from prefect import task
+
+from blocks.shards import ShardStore
+from tasks.domain.errors import TerminalError
+from tasks.domain.runs import Run
+from tasks.domain.shards import Shard
+from tasks.domain.transactions import Transaction
+from tasks.policy import REMEMBERED
+
+#: A shard of which more than half is refused is no dirt but a source that changed its shape, or the wrong one.
+MAX_REFUSED_SHARE = 0.5
+#: Below this many records a share says nothing.
+_ENOUGH_RECORDS = 500
+_REQUIRED = ("record_id", "contract_id", "team_id", "site_id", "tx_hash")
+
+
+@dataclass(frozen=True, slots=True)
+class _Expectation:
+    says: str
+    violations: int
+
+
+@task(name="validate", task_run_name="validate {shard.number}", **REMEMBERED)
+def validate_shard(run: Run, shard: Shard, store: ShardStore) -> Shard:
+    """Return the shard as it came, once it is fit to be paid for. Raises ``TerminalError`` if it is not."""
+    refused = shard.read - shard.rows.rows
+    if shard.read >= _ENOUGH_RECORDS and refused > shard.read * MAX_REFUSED_SHARE:
+        raise TerminalError(
+            f"{refused:,} of {shard.read:,} records of shard {shard.number} can't be used, so nothing of it was "
+            "embedded or written: look at their reasons with a dry run of a small --limit, and check that "
+            "CRYPTIQUE_SOURCE_DATABASE is the application's database"
+        )
+    table = store.read_table(shard.rows)
+    broken = [expectation for expectation in _expectations(table) if expectation.violations]
+    if broken:
+        raise TerminalError(
+            f"shard {shard.number} breaks what parsing promises: "
+            + "; ".join(f"{expectation.says} ({expectation.violations} rows)" for expectation in broken)
+        )
+    return shard
+
+
+def _expectations(table: pa.Table) -> list[_Expectation]:
+    """Return each expectation with how many rows break it. All are computed over whole columns."""
+    found = [_Expectation(f"{name} is set", table.column(name).null_count) for name in _REQUIRED]
+    ids = table.column("record_id")
+    found.append(_Expectation("every record comes once", len(ids) - pc.count_distinct(ids).as_py()))
+    gas = table.column("gas_used")
+    found.append(_Expectation("gas_used is not negative", pc.sum(pc.less(gas, 0)).as_py() or 0))
+    unitless = pc.and_(pc.is_valid(table.column("amount")), pc.equal(table.column("unit"), ""))
+    found.append(_Expectation("a unit is not empty", pc.sum(unitless).as_py() or 0))
+    return found
+
+
+assert set(_REQUIRED) <= set(Transaction.__slots__)

@@ -1,0 +1,1 @@
+"""Facts about the domain and other plain Python: no server, no network, milliseconds."""
