@@ -137,9 +137,7 @@ class GeminiEmbedder(Block):
             max_tokens_per_request=MAX_TOKENS_PER_REQUEST,
             texts_per_minute=self.texts_per_minute,
             tokens_per_minute=self.tokens_per_minute,
-            usd_per_million_tokens=USD_PER_MILLION_TOKENS.get(
-                self.model, max(USD_PER_MILLION_TOKENS.values())
-            ),
+            usd_per_million_tokens=USD_PER_MILLION_TOKENS.get(self.model, max(USD_PER_MILLION_TOKENS.values())),
         )
 
     def embed_documents(self, texts: Sequence[str]) -> Matrix:
@@ -267,9 +265,7 @@ def _genai_call(key: str, base_url: str, timeout_seconds: float) -> EmbedCall:
         ),
     )
 
-    def call(
-        model: str, texts: Sequence[str], task: Task | None, dimensions: int
-    ) -> Sequence[Sequence[float]]:
+    def call(model: str, texts: Sequence[str], task: Task | None, dimensions: int) -> Sequence[Sequence[float]]:
         # A list of str gives ONE vector with gemini-embedding-2; a list of Content gives one for each. As
         # dicts, Contents cost a quarter less CPU per request than as the client's own classes.
         contents: list[types.ContentUnionDict] = [{"parts": [{"text": text}]} for text in texts]
@@ -304,9 +300,7 @@ def _generativeai_call(key: str, base_url: str, timeout_seconds: float) -> Embed
         client_options={"api_key": key, "api_endpoint": base_url},
     )
 
-    def call(
-        model: str, texts: Sequence[str], task: Task | None, dimensions: int
-    ) -> Sequence[Sequence[float]]:
+    def call(model: str, texts: Sequence[str], task: Task | None, dimensions: int) -> Sequence[Sequence[float]]:
         reply = generativeai.embed_content(
             model=f"models/{model}",
             content=list(texts),
@@ -401,10 +395,7 @@ def _for_status(status: int, body: Any, *, texts: Sequence[str], embedder: Gemin
 def _for_quota(details: Sequence[Mapping[str, Any]], *, message: str, quoted: str) -> PipelineError:
     """Return the error for a 429: wait a little, wait until midnight, or have the quota raised."""
     violations = [
-        violation
-        for detail in details
-        for violation in detail.get("violations") or []
-        if isinstance(violation, dict)
+        violation for detail in details for violation in detail.get("violations") or [] if isinstance(violation, dict)
     ]
     for violation in violations:
         quota, limit = str(violation.get("quotaId") or ""), violation.get("quotaValue")

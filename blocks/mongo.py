@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.codec_options import DatetimeConversion
 from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr
 from pymongo import MongoClient
@@ -21,11 +21,11 @@ from tasks.domain.shards import ShardRange
 Record = dict[str, Any]
 
 #: Dates beyond the year 9999 come as DatetimeMS and broken UTF-8 with marks, so one bad record stops no batch.
-_CODEC: CodecOptions[Record] = CodecOptions(
-    tz_aware=True,
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
-    unicode_decode_error_handler="replace",
-)
+_DECODING: dict[str, Any] = {
+    "tz_aware": True,
+    "datetime_conversion": DatetimeConversion.DATETIME_AUTO.name,
+    "unicode_decode_error_handler": "replace",
+}
 _BATCH = 2_000
 _SERVER_SELECTION_MS = 10_000
 _UNAUTHORIZED, _AUTHENTICATION_FAILED = 13, 18
@@ -45,7 +45,9 @@ def mongo_errors(doing: str, setting: str) -> Iterator[None]:
         yield
     except mongo.InvalidURI as error:
         # The driver's own words may repeat a part of the URI, and with it a password.
-        raise TerminalError(f"{setting} is not a MongoDB URI ({type(error).__name__}): mongodb://user:password@host/") from None
+        raise TerminalError(
+            f"{setting} is not a MongoDB URI ({type(error).__name__}): mongodb://user:password@host/"
+        ) from None
     except mongo.ConfigurationError as error:
         raise TerminalError(f"{setting} can't be used while {doing}: {error}") from None
     except mongo.OperationFailure as error:
@@ -90,9 +92,7 @@ class MongoDatabase(Block):
                         appname="cryptique-rag",
                         serverSelectionTimeoutMS=_SERVER_SELECTION_MS,
                         connectTimeoutMS=_SERVER_SELECTION_MS,
-                        datetime_conversion=_CODEC.datetime_conversion.name,
-                        tz_aware=True,
-                        unicode_decode_error_handler="replace",
+                        **_DECODING,
                     )
         return self._client[self.database]
 

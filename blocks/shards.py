@@ -9,20 +9,23 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 from uuid import uuid4
 
+import bson
 import numpy as np
 import pyarrow as pa
 from prefect.blocks.core import Block
 from pydantic import Field
 
 from tasks.domain.errors import ShardDamagedError, TerminalError
-from tasks.domain.shards import ShardFile
+from tasks.domain.shards import ShardFile, ShardRange
 from tasks.domain.vectors import Matrix
 
 _READ_BYTES = 1 << 20
+_PLAN = "plan.bson"
 
 
 class ShardStore(Block):
@@ -65,10 +68,26 @@ class ShardStore(Block):
             raise ShardDamagedError(f"the shard file {file.name} is gone") from None
         if found != (file.size_bytes, file.checksum):
             raise ShardDamagedError(
-                f"the shard file {file.name} holds {found[0]:,} bytes of other content than the {file.size_bytes:,} written"
+                f"the shard file {file.name} holds {found[0]:,} bytes that are not the {file.size_bytes:,} written"
             )
         with pa.memory_map(str(path)) as source:
             return pa.ipc.open_file(source).read_all()
+
+    def write_plan(self, run_key: str, shards: Sequence[ShardRange]) -> None:
+        """Keep the ranges of a run, so that a resumed one cuts the source at the same places."""
+        path = self.run_folder(run_key) / _PLAN
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(bson.encode({"shards": [asdict(shard) for shard in shards]}))
+        os.replace(partial, path)
+
+    def read_plan(self, run_key: str) -> list[ShardRange] | None:
+        """Return the ranges of a run, or None if its folder is not here."""
+        try:
+            plan = bson.decode((self.run_folder(run_key) / _PLAN).read_bytes())
+        except FileNotFoundError:
+            return None
+        return [ShardRange(**shard) for shard in plan["shards"]]
 
     def drop_shard(self, run_key: str, number: int) -> None:
         """Delete the files of one shard. Safe to repeat."""
@@ -149,7 +168,7 @@ class PaidTexts:
                 some = hashes[start : start + 500]
                 marks = ",".join("?" * len(some))
                 rows = self._connection.execute(
-                    f"SELECT hash, file, position, size FROM texts WHERE hash IN ({marks})",  # noqa: S608 - marks only
+                    f"SELECT hash, file, position, size FROM texts WHERE hash IN ({marks})",
                     some,
                 )
                 for key, name, position, size in rows:

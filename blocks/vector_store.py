@@ -56,7 +56,8 @@ class VectorStore(MongoDatabase):
 
     embedder: Literal["gemini", "local"] = Field(description="Which embedder fills this store and asks it questions.")
     vector_form: VectorForm = Field(
-        default="float32", description="float32: BSON binary vectors. doubles: arrays, for readers that need them."
+        default="float32",
+        description="float32: BSON binary vectors. doubles: arrays, for readers that need them.",
     )
 
     # -- collections and indexes ------------------------------------------------------------------------------
@@ -118,9 +119,7 @@ class VectorStore(MongoDatabase):
         try:
             found = {row["name"]: row for row in vectors.list_search_indexes()}
             if schema.VECTOR_INDEX not in found:
-                vectors.create_search_index(
-                    SearchIndexModel(definition, name=schema.VECTOR_INDEX, type="vectorSearch")
-                )
+                vectors.create_search_index(SearchIndexModel(definition, name=schema.VECTOR_INDEX, type="vectorSearch"))
                 drift.created.append(f"vector search index {schema.VECTOR_INDEX}")
             elif found[schema.VECTOR_INDEX].get("latestDefinition") != definition:
                 drift.differs.append(f"vector search index {schema.VECTOR_INDEX} has another definition")
@@ -170,7 +169,14 @@ class VectorStore(MongoDatabase):
 
     def find_stored(self, document_ids: Sequence[str]) -> dict[str, Stored]:
         """Return what is stored under these ids, from the covering index alone."""
-        projection = {"_id": 0, "documentId": 1, "contentHash": 1, "rowHash": 1, "sourceId": 1, "lineage.chunks": 1}
+        projection = {
+            "_id": 0,
+            "documentId": 1,
+            "contentHash": 1,
+            "rowHash": 1,
+            "sourceId": 1,
+            "lineage.chunks": 1,
+        }
         found: dict[str, Stored] = {}
         with mongo_errors("comparing with the store", self.setting):
             vectors = self.open_database()[schema.VECTORS]
@@ -180,7 +186,7 @@ class VectorStore(MongoDatabase):
                 for row in rows:
                     lineage = row.get("lineage") or {}
                     found[row["documentId"]] = Stored(
-                        source_id=row.get("sourceId"),
+                        source_id=row["sourceId"],
                         content_hash=bytes(row.get("contentHash") or b""),
                         row_hash=bytes(row.get("rowHash") or b""),
                         chunks=lineage.get("chunks") or 1,
@@ -408,9 +414,7 @@ def _wanted_keys(index: Index) -> tuple[tuple[str, Any], ...]:
 
 
 def _index_keys(row: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(
-        (name, int(order) if isinstance(order, int | float) else order) for name, order in row["key"].items()
-    )
+    return tuple((name, int(order) if isinstance(order, int | float) else order) for name, order in row["key"].items())
 
 
 def _index_difference(index: Index, row: Mapping[str, Any]) -> str:

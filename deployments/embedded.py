@@ -121,9 +121,7 @@ class LocalServer:
         """
         self._prepare_folder()
         waiting_seconds = self.start_timeout_seconds + self.stop_timeout_seconds
-        with _flock(
-            self._users_lock, shared=True, timeout_seconds=waiting_seconds, label=self.label
-        ) as users:
+        with _flock(self._users_lock, shared=True, timeout_seconds=waiting_seconds, label=self.label) as users:
             with _flock(self._start_lock, shared=False, timeout_seconds=waiting_seconds, label=self.label):
                 port = self._find_or_start(keep=keep)
             try:
@@ -304,9 +302,7 @@ class LocalServer:
         with self.log_path.open("rb") as log:
             log.seek(log_offset)
             text = log.read()[-200_000:].decode("utf-8", "replace")
-        advice = [match.expand(words) for pattern, words in _ADVICE if (match := re.search(pattern, text))][
-            :1
-        ]
+        advice = [match.expand(words) for pattern, words in _ADVICE if (match := re.search(pattern, text))][:1]
         if exit_code == -signal.SIGILL:
             advice = ["This processor lacks instructions (AVX) that the program needs"]
         lines = [line[:400] for line in text.splitlines() if line.strip()][-LOG_LINES_IN_ERRORS:]
@@ -650,9 +646,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _flock(
-    path: Path, *, shared: bool, timeout_seconds: float, label: str, busy: str | None = None
-) -> Iterator[int]:
+def _flock(path: Path, *, shared: bool, timeout_seconds: float, label: str, busy: str | None = None) -> Iterator[int]:
     """Hold the lock on ``path`` and yield its descriptor. The system frees it when the process dies.
 
     Python opens files so that programs started from here don't inherit them: a server can't hold the lock.

@@ -80,8 +80,7 @@ HUGE_INPUT_DIGITS: Final = 100_000
 _FIRST_ROWS: Final = 1_000  # every class once in these; afterwards one of each group in _DIRT_EVERY rows
 _DIRT_EVERY: Final = 333
 _PLANTED: Final = MappingProxyType(
-    {11 + 66 * i: name for i, name in enumerate(UNMIGRATABLE)}
-    | {44 + 66 * i: name for i, name in enumerate(SURVIVING)}
+    {11 + 66 * i: name for i, name in enumerate(UNMIGRATABLE)} | {44 + 66 * i: name for i, name in enumerate(SURVIVING)}
 )
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -128,9 +127,7 @@ class _Chain:
     zeros: tuple[str | None, ...]  # how an amount of nothing is written; None is a missing field
 
 
-def _chain(
-    name: str, alias: str, chain_id: int, coin: str, first_day: int, first_block: int, period: int
-) -> _Chain:
+def _chain(name: str, alias: str, chain_id: int, coin: str, first_day: int, first_block: int, period: int) -> _Chain:
     standard = "BEP20" if name == "BNB Chain" else "ERC20"
     names = (name,) * 59 + (alias, alias, alias, f"Unknown (ID: {chain_id})", name.lower())
     zeros = ("0",) * 10 + (f"0 {standard}", f"0 {coin}", "0 ABC", "0 ETH", "", None)
@@ -366,9 +363,7 @@ def sample_teams() -> list[Record]:
             "_id": _object_id("team", name, 1_742_000_000 + index * 3_600),
             "name": name,
             "user": [],
-            "websites": [
-                _object_id("site", site.rstrip("~"), 1_743_000_000 + index * 60) for site in sites.split()
-            ],
+            "websites": [_object_id("site", site.rstrip("~"), 1_743_000_000 + index * 60) for site in sites.split()],
             "subscription": {"status": "active", "hasCQIntelligence": plan != "offchain", "plan": plan},
             "createdAt": _time(1_742_000_000_000 + index * 3_600_000),
             "updatedAt": _time(1_742_000_000_000 + index * 3_600_000),
@@ -535,9 +530,7 @@ def _create_indexes(database: Database[Record]) -> None:
     transactions.create_index("createdAt")
     contracts = database["smartcontracts"]
     contracts.create_index("contractId", unique=True)
-    contracts.create_index(
-        [("address", ASCENDING), ("blockchain", ASCENDING), ("team", ASCENDING)], unique=True
-    )
+    contracts.create_index([("address", ASCENDING), ("blockchain", ASCENDING), ("team", ASCENDING)], unique=True)
     database["websites"].create_index("siteId", unique=True)
 
 
@@ -623,9 +616,7 @@ def _spelled(address: str, die: int) -> str:
     return f"0x{address[:9]}{address[9:23].upper()}{address[23:31]}{address[31:].upper()}"
 
 
-def _transaction(
-    identity: Record, contract: _Contract, digest: bytes, dice: tuple[int, ...], row: int
-) -> Record:
+def _transaction(identity: Record, contract: _Contract, digest: bytes, dice: tuple[int, ...], row: int) -> Record:
     """Return one clean record: sound, though with fields missing and spelled as the source's producers do."""
     chain = contract.chain
     method = contract.methods[dice[1] * len(contract.methods) >> 16]
@@ -699,9 +690,7 @@ def _transaction(
         record["status"] = (
             ("Failed" if status & 7 else "failed")
             if status < failed_below
-            else ("Success", "Success", "Success", "Success", "Success", "Success", "success", "Success")[
-                status & 7
-            ]
+            else ("Success", "Success", "Success", "Success", "Success", "Success", "success", "Success")[status & 7]
             if status < 65_000
             else ("Unknown" if status & 1 else "pending")
         )

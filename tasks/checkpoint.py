@@ -9,8 +9,7 @@ from prefect import task
 
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
-from tasks.domain.dead_letters import DeadLetter
-from tasks.domain.manifests import Manifest
+from tasks.domain.manifests import Manifest, ShardOutcome
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
 from tasks.policy import WRITING
@@ -20,9 +19,7 @@ from tasks.policy import WRITING
 def checkpoint_shard(
     run: Run,
     shard: Shard,
-    manifest: Manifest,
-    written_ids: tuple[str, ...],
-    letters: tuple[DeadLetter, ...],
+    outcome: ShardOutcome,
     store: ShardStore,
     vectors: VectorStore,
 ) -> Manifest:
@@ -31,11 +28,10 @@ def checkpoint_shard(
     The order survives a kill: vectors, dead letters, checkpoint, and only then are the files deleted.
     """
     now = datetime.now(UTC)
-    vectors.save_dead_letters(letters, run_id=run.id, now=now)
-    if vectors.has_dead_letters():
-        vectors.resolve_dead_letters(
-            run.scope.source_type, [ObjectId(record_id) for record_id in written_ids], run_id=run.id, now=now
-        )
-    vectors.save_checkpoint(run.key, shard.number, manifest, now=now)
+    vectors.save_dead_letters(outcome.letters, run_id=run.id, now=now)
+    if outcome.written_ids and vectors.has_dead_letters():
+        ids = [ObjectId(outcome.written_ids[at : at + 12]) for at in range(0, len(outcome.written_ids), 12)]
+        vectors.resolve_dead_letters(run.scope.source_type, ids, run_id=run.id, now=now)
+    vectors.save_checkpoint(run.key, shard.number, outcome.manifest, now=now)
     store.drop_shard(run.key, shard.number)
-    return manifest
+    return outcome.manifest

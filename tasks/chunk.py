@@ -16,7 +16,7 @@ from blocks.vector_store import VectorStore
 from tasks.domain.chunks import Chunk, ChunkSize, content_hash, split_text
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter
 from tasks.domain.documents import Document, describe_transaction
-from tasks.domain.rows import Stored, Verdict, document_id, encode_body, judge, row_hash
+from tasks.domain.rows import Stored, document_id, encode_body, judge, row_hash
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
 from tasks.domain.tables import from_table, to_table
@@ -97,7 +97,9 @@ def chunk_shard(
 
 
 def _find_twins(
-    chunked: Iterable[tuple[Transaction, Document, Sequence[Chunk]]], stored: dict[str, Stored], source: MongoSource
+    chunked: Iterable[tuple[Transaction, Document, Sequence[Chunk]]],
+    stored: dict[str, Stored],
+    source: MongoSource,
 ) -> dict[str, str]:
     """Return record -> the other record that holds the same transaction and keeps its place.
 

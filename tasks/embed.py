@@ -69,7 +69,8 @@ def embed_shard(run: Run, shard: Shard, store: ShardStore, embedder: Embedder, c
         {
             "content_hash": pa.array(order, type=pa.large_binary()),
             "vector": pa.array(
-                [np.ascontiguousarray(vectors[key], dtype="<f4").tobytes() for key in order], type=pa.large_binary()
+                [np.ascontiguousarray(vectors[key], dtype="<f4").tobytes() for key in order],
+                type=pa.large_binary(),
             ),
         }
     )
@@ -83,7 +84,9 @@ def embed_shard(run: Run, shard: Shard, store: ShardStore, embedder: Embedder, c
 
 def _texts_to_embed(chunks: pa.Table) -> Iterator[_Text]:
     """Yield each distinct text that needs a vector, in order of first appearance."""
-    wanted = chunks.filter(pc.is_in(chunks.column("verdict"), value_set=pa.array([v for v in Verdict if v.needs_vector])))
+    wanted = chunks.filter(
+        pc.is_in(chunks.column("verdict"), value_set=pa.array([v for v in Verdict if v.needs_vector]))
+    )
     seen: set[bytes] = set()
     columns = (wanted.column(name).to_pylist() for name in ("content_hash", "text", "tokens"))
     for key, text, tokens in zip(*columns, strict=True):
@@ -127,9 +130,7 @@ def _embed(
     return reasons
 
 
-def _embed_batch(
-    batch: Sequence[_Text], embedder: Embedder, paid: PaidTexts, shard: int
-) -> dict[bytes, RecordError]:
+def _embed_batch(batch: Sequence[_Text], embedder: Embedder, paid: PaidTexts, shard: int) -> dict[bytes, RecordError]:
     """Embed and keep one request's texts. If the service refuses it, halve it until the refused texts stand alone."""
     try:
         vectors = _retrying()(embedder.embed_documents, [text.text for text in batch])
@@ -138,9 +139,7 @@ def _embed_batch(
             return {batch[0].hash: error}
         middle = len(batch) // 2
         return _embed_batch(batch[:middle], embedder, paid, shard) | _embed_batch(batch[middle:], embedder, paid, shard)
-    paid.keep(
-        [text.hash for text in batch], vectors, tokens=[text.tokens for text in batch], shard=shard
-    )
+    paid.keep([text.hash for text in batch], vectors, tokens=[text.tokens for text in batch], shard=shard)
     return {}
 
 
@@ -157,7 +156,7 @@ def _wait_s(state: RetryCallState) -> float:
     """Return what the service asked for, else exponential backoff; both with jitter, so that requests spread."""
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after_seconds if isinstance(error, TransientError) else None
-    jitter = random.uniform(1.0, 1.5)  # noqa: S311 - spreads load, hides nothing
+    jitter = random.uniform(1.0, 1.5)
     if asked is not None:
         return min(asked, _LONGEST_WAIT_S) * jitter
     backoff: float = _FIRST_WAIT_S * 2 ** (state.attempt_number - 1)

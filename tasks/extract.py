@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bson import ObjectId
 from prefect import task
-from prefect.utilities.annotations import quote
 
 from blocks.mongo import MongoSource
 from blocks.shards import ShardStore
@@ -56,8 +56,6 @@ def source_criteria(scope: Scope, owners: Owners) -> dict[str, Any]:
             if (not scope.team_ids or contract.team_id in scope.team_ids)
             and (not scope.contract_ids or contract.contract_id in scope.contract_ids)
         ]
-        from bson import ObjectId
-
         parts.append(
             {
                 "$or": [
@@ -78,9 +76,8 @@ def in_window(record: Mapping[str, Any], scope: Scope) -> bool:
 
 
 @task(name="extract", task_run_name="extract {shard.number}", **REMEMBERED)
-def extract_shard(run: Run, shard: ShardRange, source: MongoSource, owners: Owners | quote[Owners], store: ShardStore) -> Shard:
+def extract_shard(run: Run, shard: ShardRange, source: MongoSource, owners: Owners, store: ShardStore) -> Shard:
     """Return the shard with its transactions, in ``_id`` order, and its first dead letters. Safe to repeat."""
-    owners = owners.unquote() if isinstance(owners, quote) else owners
     read = 0
     transactions: list[Transaction] = []
     letters: list[DeadLetter] = []

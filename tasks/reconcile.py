@@ -9,7 +9,6 @@ from typing import Any
 
 from bson import ObjectId
 from prefect import task
-from prefect.utilities.annotations import quote
 
 from blocks.mongo import MongoSource
 from blocks.vector_store import VectorStore
@@ -46,13 +45,13 @@ class Reconciliation:
 @task(name="reconcile", **WRITING)
 def reconcile_run(
     run: Run,
-    shards: quote[Sequence[ShardRange]],
+    shards: Sequence[ShardRange],
     manifest: Manifest,
     source: MongoSource,
     vectors: VectorStore,
     collection: str,
-    criteria: quote[Mapping[str, Any]],
-    holds: quote[Callable[[Mapping[str, Any]], bool]],
+    criteria: Mapping[str, Any],
+    holds: Callable[[Mapping[str, Any]], bool],
     remove_orphans: bool,
 ) -> Reconciliation:
     """Return how source and store compare after a run. Memory holds the ids of one shard.
@@ -63,10 +62,10 @@ def reconcile_run(
     """
     result = Reconciliation()
     whole = run.scope.whole
-    ranges = shards.unquote() or [ShardRange(0, None, None, 0)]
+    ranges = list(shards) or [ShardRange(0, None, None, 0)]
     orphans: list[ObjectId] = []
     for shard in ranges:
-        ids = _source_ids(source, collection, shard, criteria.unquote(), holds.unquote(), whole)
+        ids = _source_ids(source, collection, shard, criteria, holds, whole)
         stored = list(vectors.read_source_ids(shard))
         distinct = set(stored)
         absent = [record_id for record_id in ids if record_id not in distinct]
@@ -93,7 +92,8 @@ def reconcile_run(
             _compare_contracts(run, manifest, vectors, result)
     if result.differences:
         raise TerminalError(
-            "source and store differ after the run: " + "; ".join(result.differences[:_SHOWN])
+            "source and store differ after the run: "
+            + "; ".join(result.differences[:_SHOWN])
             + ". Run it again: it writes what is missing and leaves the rest"
         )
     return result

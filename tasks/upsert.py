@@ -15,22 +15,13 @@ from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter
 from tasks.domain.errors import ShardDamagedError
-from tasks.domain.manifests import Counts, Manifest, Owner
+from tasks.domain.manifests import Counts, Manifest, Owner, ShardOutcome
 from tasks.domain.rows import Verdict, changed_fields, document_id, new_row, row_id
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
 from tasks.domain.tables import from_table
 from tasks.domain.vectors import Matrix
 from tasks.policy import WRITING
-
-
-@dataclass(frozen=True, slots=True)
-class Upserted:
-    """What the store took of a shard, and what it refused after all."""
-
-    manifest: Manifest
-    written_ids: tuple[str, ...]
-    letters: tuple[DeadLetter, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +48,7 @@ class _Row:
 
 
 @task(name="upsert", task_run_name="upsert {shard.number}", **WRITING)
-def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore) -> Upserted:
+def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore) -> ShardOutcome:
     """Write the shard's chunks and return its manifest, which closes. Twice equals once.
 
     Writes vector documents only. Raises ``ShardDamagedError`` if a file or a row it counts on is gone: the
@@ -83,7 +74,8 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
         raise ShardDamagedError(
             f"shard {shard.number} read {shard.read} records but accounts for {manifest.total.read}"
         )
-    return Upserted(manifest, tuple({row.record_id: None for row in rows}), tuple(letters))
+    ids = dict.fromkeys(row.record_id for row in rows)
+    return ShardOutcome(manifest, bytes.fromhex("".join(ids)), tuple(letters))
 
 
 def _write(
@@ -164,9 +156,7 @@ def _write(
     return letters
 
 
-def _remove(
-    rows: list[_Row], letters: list[DeadLetter], run: Run, vectors: VectorStore, manifest: Manifest
-) -> None:
+def _remove(rows: list[_Row], letters: list[DeadLetter], run: Run, vectors: VectorStore, manifest: Manifest) -> None:
     """Take away chunks that a record no longer makes, and all of a record that is refused now."""
     for row in rows:
         if row.ordinal == 0 and row.stored_chunks > row.chunks:

@@ -14,7 +14,15 @@ DEAD_LETTERS, CHECKPOINTS, STORE = "deadletters", "ragcheckpoints", "ragstore"
 
 #: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
 LOOKUP_INDEX = "documentId_stored_as"
-SOURCE_TYPES = ("analytics", "transaction", "session", "campaign", "website", "user_journey", "smart_contract")
+SOURCE_TYPES = (
+    "analytics",
+    "transaction",
+    "session",
+    "campaign",
+    "website",
+    "user_journey",
+    "smart_contract",
+)
 
 _DAY_S = 86_400
 _NUMBER = {"bsonType": ["int", "long", "double", "decimal"]}
@@ -72,7 +80,18 @@ def _index(*keys: str, **options: Any) -> Index:
 VECTOR_DOCUMENTS = Collection(
     VECTORS,
     _document(
-        ["documentId", "sourceType", "sourceId", "teamId", "siteId", "embedding", "content", "source", "metadata", "status"],
+        [
+            "documentId",
+            "sourceType",
+            "sourceId",
+            "teamId",
+            "siteId",
+            "embedding",
+            "content",
+            "source",
+            "metadata",
+            "status",
+        ],
         documentId=_TEXT,
         sourceType=_one_of(*SOURCE_TYPES),
         sourceId=_OBJECT_ID,

@@ -62,9 +62,7 @@ class DeadLetter:
         )
 
 
-def duplicate_letter(
-    *, record_id: str, team_id: str, contract_id: str, key: str, twin: str, stage: str
-) -> DeadLetter:
+def duplicate_letter(*, record_id: str, team_id: str, contract_id: str, key: str, twin: str, stage: str) -> DeadLetter:
     """Return the dead letter of a record whose transaction (``key``) another record, ``twin``, holds already."""
     error = RecordError(
         "duplicate_record",

@@ -186,18 +186,16 @@ def _moment(milliseconds: int | None) -> datetime | None:
 
 
 def _tags(transaction: Transaction, action: Action) -> list[str]:
-    tags = [action.category]
-    for tag in (
+    words = (
+        action.category,
         transaction.chain,
         transaction.status,
         transaction.method,
         transaction.unit,
         transaction.staking_type,
         "staking" if transaction.contract_type == ESCROW else None,
-    ):
-        if tag:
-            tags.append(tag[:MAX_NAME_CHARS].lower())
-    return list(dict.fromkeys(tags))
+    )
+    return list(dict.fromkeys(word[:MAX_NAME_CHARS].lower() for word in words if word))
 
 
 def _importance(transaction: Transaction, action: Action) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
+from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.errors import TerminalError
 
 
@@ -107,3 +108,15 @@ class Manifest:
             record["embedded"],
             record["tokens"],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOutcome:
+    """What the store took of a shard and what was refused of it.
+
+    ``written_ids`` holds the record ids of 12 bytes each, joined: one value, however many records.
+    """
+
+    manifest: Manifest
+    written_ids: bytes
+    letters: tuple[DeadLetter, ...]

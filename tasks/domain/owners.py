@@ -102,7 +102,8 @@ class Owners:
             shown = contract_id or contract
             raise RecordError(
                 "contract_unknown",
-                f"no smart contract has the id {str(shown)[:60]!r}, so no team owns the record: it was deleted, or never added",
+                f"no smart contract has the id {str(shown)[:60]!r}, so no team owns the record: "
+                "it was deleted, or never added",
             )
         if by_id is not None and by_object is not None and by_id is not by_object:
             raise RecordError(
@@ -115,9 +116,7 @@ class Owners:
         return found
 
 
-def _contract(
-    record: Mapping[str, Any], team_ids: set[str], site_teams: dict[str, set[str]]
-) -> Contract | None:
+def _contract(record: Mapping[str, Any], team_ids: set[str], site_teams: dict[str, set[str]]) -> Contract | None:
     contract_id = record.get("contractId")
     if not isinstance(contract_id, str) or not contract_id:
         return None

@@ -11,14 +11,22 @@ import pyarrow as pa
 
 Row = TypeVar("Row")
 
-_ARROW = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.large_binary()}
+_ARROW = {
+    str: pa.large_string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    bytes: pa.large_binary(),
+}
 
 
 def _schema(row_type: type) -> pa.Schema:
     hints = get_type_hints(row_type)
     columns = []
     for field in fields(row_type):
-        kinds = [kind for kind in getattr(hints[field.name], "__args__", (hints[field.name],)) if kind is not type(None)]
+        kinds = [
+            kind for kind in getattr(hints[field.name], "__args__", (hints[field.name],)) if kind is not type(None)
+        ]
         columns.append(pa.field(field.name, _ARROW[kinds[0]]))
     return pa.schema(columns)
 
@@ -30,7 +38,8 @@ def to_table(row_type: type[Row], rows: Sequence[Row]) -> pa.Table:
         return schema.empty_table()
     columns = zip(*map(attrgetter(*schema.names), rows), strict=True)
     return pa.Table.from_arrays(
-        [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+        [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)],
+        schema=schema,
     )
 
 

@@ -283,11 +283,11 @@ def _shown(moment_ms: int) -> str:
 
 def _whole(raw: object, name: str, warnings: list[str]) -> int | None:
     """Return a count that is not negative, or None with a warning where the value can't be one."""
-    if type(raw) is int and raw >= 0:
-        return raw if raw < _MAX_INT64 else _left_out(name, raw, warnings)
+    if type(raw) is int and 0 <= raw < _MAX_INT64:
+        return raw
     if raw is None or raw == "":
         return None
-    number: float | int | None = None
+    number: int | None = None
     if isinstance(raw, str):
         text = raw.strip().lower()
         try:
@@ -302,11 +302,12 @@ def _whole(raw: object, name: str, warnings: list[str]) -> int | None:
     elif isinstance(raw, int) and not isinstance(raw, bool):
         number = int(raw)
     if number is None or not 0 <= number < _MAX_INT64:
-        return _left_out(name, raw, warnings)
-    return int(number)
+        _warn(name, raw, warnings)
+        return None
+    return number
 
 
-def _left_out(name: str, raw: object, warnings: list[str]) -> None:
+def _warn(name: str, raw: object, warnings: list[str]) -> None:
     warnings.append(f"{name} {str(raw)[:40]!r} left out")
 
 
@@ -315,13 +316,15 @@ def _address(raw: object, name: str, warnings: list[str]) -> str | None:
     if raw is None or raw == "":
         return None
     if not isinstance(raw, str):
-        return _left_out(name, raw, warnings)
+        _warn(name, raw, warnings)
+        return None
     text = raw.strip().lower()
     if not text or text == "genesis":
         return None
     match = _HEX_ADDRESS.fullmatch(text)
     if match is None:
-        return _left_out(name, raw, warnings)
+        _warn(name, raw, warnings)
+        return None
     return "0x" + match.group(1).rjust(40, "0")
 
 

@@ -76,7 +76,8 @@ def checked_vectors(vectors: Sequence[Sequence[float]] | Matrix, *, count: int, 
         raise TransientError("the embedder answered a vector that holds NaN or infinity")
     if (norms == 0).any():
         raise TransientError("the embedder answered a vector of zeros")
-    return (matrix / norms[:, None]).astype(np.float32)
+    unit: Matrix = (matrix / norms[:, None]).astype(np.float32)
+    return unit
 
 
 def pack_batches(tokens: Sequence[int], *, max_texts: int, max_tokens: int | None) -> Iterator[slice]:

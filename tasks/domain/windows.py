@@ -20,7 +20,9 @@ class Window:
             if moment is not None and moment.tzinfo is None:
                 object.__setattr__(self, name, moment.replace(tzinfo=UTC))
         if self.start is not None and self.end is not None and self.start >= self.end:
-            raise ValueError(f"the window's start {self.start:%Y-%m-%d %H:%M} is not before its end {self.end:%Y-%m-%d %H:%M}")
+            raise ValueError(
+                f"the window's start {self.start:%Y-%m-%d %H:%M} is not before its end {self.end:%Y-%m-%d %H:%M}"
+            )
 
     @property
     def unbounded(self) -> bool:

@@ -262,9 +262,7 @@ def test_a_crashed_server_is_started_again_with_its_data(home: Path) -> None:
 
 
 @pytest.mark.parametrize("started", ["", "some other time", None])
-def test_a_stranger_with_the_noted_process_id_is_neither_used_nor_killed(
-    home: Path, started: str | None
-) -> None:
+def test_a_stranger_with_the_noted_process_id_is_neither_used_nor_killed(home: Path, started: str | None) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
     try:
         (home / "mongod").mkdir()
@@ -354,9 +352,7 @@ def test_a_mongod_that_ends_at_once_is_explained_with_its_last_words(
     assert read_state(home, "mongod")["pid"] is None
 
 
-def test_a_program_of_another_kind_of_machine_is_said_to_be_one(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_program_of_another_kind_of_machine_is_said_to_be_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = home / "foreign-mongod"
     foreign.write_bytes(b"\x7fELF but not for here")
     foreign.chmod(0o755)
@@ -426,9 +422,7 @@ def numbers() -> int:
     return sum(future.result() for future in [number.submit(value) for value in range(TASK_RUNS)])
 
 
-def test_the_prefect_server_keeps_its_records_over_a_restart(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prefect_server_keeps_its_records_over_a_restart(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The caller's own settings must not lead the server to another database or port.
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////nowhere/else.db")
     assert running_prefect_server(home) is None

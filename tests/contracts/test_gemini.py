@@ -111,9 +111,7 @@ def test_model_2_gives_a_vector_for_each_text_and_reads_its_task_in_the_text(cli
         embedder = make_embedder(server, client, model=model)
         rows = embedder.embed_documents(["a", "b", "c"])
         embedder.embed_query("d")
-    assert np.allclose(
-        rows, expected([f"title: none | text: {text}" for text in "abc"], model=model), atol=1e-6
-    )
+    assert np.allclose(rows, expected([f"title: none | text: {text}" for text in "abc"], model=model), atol=1e-6)
     assert server.requests[1].texts == ("task: search result | query: d",)
     assert not any(task for request in server.requests for task in request.task_types)
 
@@ -164,9 +162,7 @@ def test_a_429_says_how_long_to_wait(client: str) -> None:
     "fault",
     ["500", "503", "504", "html", "drop", "malformed", "wrong-dimension", "missing-vector", "nan", "empty"],
 )
-def test_a_broken_answer_is_asked_for_again_by_the_caller_and_not_by_the_client(
-    client: str, fault: str
-) -> None:
+def test_a_broken_answer_is_asked_for_again_by_the_caller_and_not_by_the_client(client: str, fault: str) -> None:
     with LoopbackGemini(api_key=KEY, faults=[fault]) as server:
         embedder = make_embedder(server, client)
         with pytest.raises(TransientError) as caught:

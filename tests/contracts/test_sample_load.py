@@ -68,8 +68,7 @@ def read_back(record: dict[str, Any]) -> dict[str, Any]:
 def test_the_indexes_of_the_source_are_made(database: Database[dict[str, Any]]) -> None:
     load_sample(database, rows=10)
     keys = {
-        tuple(index["key"].items()): index.get("unique", False)
-        for index in database["transactions"].list_indexes()
+        tuple(index["key"].items()): index.get("unique", False) for index in database["transactions"].list_indexes()
     }
     assert keys == {
         (("_id", 1),): False,
@@ -90,9 +89,7 @@ def test_loading_the_same_sample_again_changes_nothing(database: Database[dict[s
 
 
 @pytest.mark.parametrize(("rows", "seed"), [(300, 1), (500, 2)])
-def test_another_sample_replaces_the_one_before(
-    database: Database[dict[str, Any]], rows: int, seed: int
-) -> None:
+def test_another_sample_replaces_the_one_before(database: Database[dict[str, Any]], rows: int, seed: int) -> None:
     load_sample(database, rows=500)
     assert load_sample(database, rows=rows, seed=seed).action == "replaced"
     stored = {record["_id"] for record in database["transactions"].find({}, {"_id": 1})}
@@ -116,9 +113,7 @@ def test_a_load_that_was_cut_short_is_finished_by_the_next(
 
 
 @pytest.mark.parametrize("collection", ["transactions", "teams", "websites", "smartcontracts"])
-def test_a_database_with_data_of_its_own_is_never_touched(
-    database: Database[dict[str, Any]], collection: str
-) -> None:
+def test_a_database_with_data_of_its_own_is_never_touched(database: Database[dict[str, Any]], collection: str) -> None:
     database[collection].insert_one({"_id": "somebody's"})
     with pytest.raises(TerminalError, match=collection):
         load_sample(database, rows=10)

@@ -80,9 +80,7 @@ class _Answer:
 def raw_vector(text: str, *, model: str, dimensions: int) -> NDArray[np.float32]:
     """Return the vector that the server answers for a text: the same for ever, of length about 0.7."""
     digest = hashlib.blake2b(f"{model}\0{dimensions}\0{text}".encode(), digest_size=8).digest()
-    numbers = np.random.default_rng(int.from_bytes(digest, "big")).standard_normal(
-        dimensions, dtype=np.float32
-    )
+    numbers = np.random.default_rng(int.from_bytes(digest, "big")).standard_normal(dimensions, dtype=np.float32)
     return (numbers * np.float32(0.7 / np.sqrt(dimensions))).astype(np.float32)
 
 
@@ -446,9 +444,7 @@ def _quota_used_up(quota_id: str, limit: int, model: str, retry_delay_seconds: f
         {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]},
         {
             "@type": "type.googleapis.com/google.rpc.Help",
-            "links": [
-                {"description": "Learn more", "url": "https://ai.google.dev/gemini-api/docs/rate-limits"}
-            ],
+            "links": [{"description": "Learn more", "url": "https://ai.google.dev/gemini-api/docs/rate-limits"}],
         },
         {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{retry_delay_seconds:g}s"},
     ]

@@ -228,9 +228,7 @@ def test_the_amount_shown_is_the_amount_in_the_call_data(
 
 def test_stored_staking_details_agree_with_the_call_data(clean: list[dict[str, Any]]) -> None:
     locks = [
-        record
-        for record in clean
-        if record.get("input", "").startswith("0x65fc3873") and record.get("stakingAnalysis")
+        record for record in clean if record.get("input", "").startswith("0x65fc3873") and record.get("stakingAnalysis")
     ]
     assert len(locks) > 50
     for record in locks:
@@ -256,9 +254,7 @@ def test_stored_staking_is_wrong_as_in_the_source(clean: list[dict[str, Any]]) -
 @pytest.mark.parametrize(
     ("field", "share"), [("status", 0.17), ("gas_used", 0.14), ("input", 0.18), ("block_time", 0.01)]
 )
-def test_fields_are_missing_as_often_as_in_real_data(
-    clean: list[dict[str, Any]], field: str, share: float
-) -> None:
+def test_fields_are_missing_as_often_as_in_real_data(clean: list[dict[str, Any]], field: str, share: float) -> None:
     missing = sum(field not in record for record in clean) / len(clean)
     assert missing == pytest.approx(share, abs=0.015)
 
@@ -342,10 +338,7 @@ def test_the_questions_have_answers_in_the_sample(clean: list[dict[str, Any]]) -
         record["contractId"]: (record["name"], record["blockchain"], record.get("contractType"))
         for record in sample_contracts()
     }
-    facts = [
-        (record.get("method_name") or "", kinds[record["contractId"]], record.get("status"))
-        for record in clean
-    ]
+    facts = [(record.get("method_name") or "", kinds[record["contractId"]], record.get("status")) for record in clean]
     assert len(SAMPLE_QUESTIONS) == 3
     assert sum(name in {"getReward", "claim"} and kind[2] == "escrow" for name, kind, _ in facts) > 100
     assert sum(name == "mint" and kind[1] == "Base" for name, kind, _ in facts) > 100
@@ -374,9 +367,7 @@ def keccak256(data: bytes) -> bytes:
         for i in range(17):
             state[i] ^= int.from_bytes(padded[start + 8 * i : start + 8 * i + 8], "little")
         for constant in constants:
-            columns = [
-                state[x] ^ state[x + 5] ^ state[x + 10] ^ state[x + 15] ^ state[x + 20] for x in range(5)
-            ]
+            columns = [state[x] ^ state[x + 5] ^ state[x + 10] ^ state[x + 15] ^ state[x + 20] for x in range(5)]
             for i in range(25):
                 state[i] ^= columns[(i - 1) % 5] ^ turn(columns[(i + 1) % 5], 1)
             x, y, moved = 1, 0, state[1]

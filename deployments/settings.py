@@ -1,0 +1,225 @@
+"""Settings: the environment, read once, checked whole, and explained.
+
+The names are the public interface. ``.env.example`` is written from this model (``cryptique-rag config example``).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.domain.errors import TerminalError
+from tasks.domain.rows import VectorForm
+
+EmbedderName = Literal["gemini", "local"]
+DEMO_DATABASE = "cryptique_demo"
+
+
+class Settings(BaseSettings):
+    """All settings of the pipeline; each is an environment variable of the same name in capitals.
+
+    An empty variable counts as unset. Values are read from the environment and from a file ``.env`` in the current
+    folder; the environment wins.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        case_sensitive=False,
+    )
+
+    cryptique_source_uri: SecretStr | None = Field(
+        default=None,
+        description="MongoDB of the application, read only. Unset: the embedded mongod serves, under CRYPTIQUE_HOME.",
+        examples=["mongodb://reader:password@db.example:27017/?replicaSet=rs0"],
+    )
+    cryptique_source_database: str = Field(
+        default=DEMO_DATABASE,
+        min_length=1,
+        description="Database that holds transactions, smartcontracts, teams, websites.",
+    )
+    cryptique_vectors_uri: SecretStr | None = Field(
+        default=None,
+        description="MongoDB of the vector store. Unset: the source's.",
+        examples=["mongodb+srv://writer:password@cluster.example/"],
+    )
+    cryptique_vectors_database: str | None = Field(
+        default=None, description="Database that takes vectordocuments and its books. Unset: the source's."
+    )
+    cryptique_vector_form: VectorForm = Field(
+        default="float32",
+        description="How vectors are stored. float32: BSON binary vectors. doubles: arrays, 2.6 times the bytes, for "
+        "readers that know nothing else.",
+    )
+    cryptique_embedder: EmbedderName | None = Field(
+        default=None,
+        description="gemini, or local (offline, 256 numbers). Unset: gemini where GEMINI_API_KEY is set, else local.",
+    )
+    gemini_api_key: SecretStr | None = Field(
+        default=None, description="Key of the Google project that pays for embeddings.", examples=["your-key"]
+    )
+    gemini_base_url: str = Field(
+        default="https://generativelanguage.googleapis.com",
+        description="Where Gemini answers; a proxy, or a test's server.",
+    )
+    cryptique_gemini_model: str = Field(
+        default="gemini-embedding-001",
+        description="gemini-embedding-001 or gemini-embedding-2. Vectors of two models never mix.",
+    )
+    cryptique_gemini_dimensions: int = Field(default=1536, ge=1, le=3072, description="Numbers per vector.")
+    cryptique_gemini_client: Literal["genai", "generativeai"] = Field(
+        default="genai",
+        description="genai: google-genai. generativeai: the older google-generativeai (an extra).",
+    )
+    cryptique_gemini_texts_per_minute: int = Field(
+        default=3_000,
+        ge=1,
+        description="Your project's quota of texts (not calls) a minute; tier 1 has 3,000.",
+    )
+    cryptique_gemini_tokens_per_minute: int = Field(
+        default=1_000_000, ge=1, description="Your project's quota of tokens a minute; tier 1 has 1,000,000."
+    )
+    cryptique_gemini_concurrency: int = Field(default=4, ge=1, le=64, description="Requests in flight per process.")
+    cryptique_home: Path = Field(
+        default=Path(".cryptique"),
+        description="Folder for shard files, the embedded mongod and the local Prefect server.",
+    )
+    prefect_api_url: str | None = Field(
+        default=None,
+        description="A Prefect server of yours. Unset: a local one is started when needed, under CRYPTIQUE_HOME.",
+        examples=["http://prefect.example:4200/api"],
+    )
+
+    @field_validator("cryptique_source_uri", "cryptique_vectors_uri")
+    @classmethod
+    def _require_mongo_uri(cls, uri: SecretStr | None) -> SecretStr | None:
+        if uri is not None and urlsplit(uri.get_secret_value()).scheme not in ("mongodb", "mongodb+srv"):
+            raise ValueError("must begin with mongodb:// or mongodb+srv://")
+        return uri
+
+    @field_validator("gemini_base_url", "prefect_api_url")
+    @classmethod
+    def _require_http(cls, url: str | None) -> str | None:
+        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+            raise ValueError("must be an address such as https://host/")
+        return url.rstrip("/") if url else None
+
+    @field_validator("cryptique_source_database", "cryptique_vectors_database")
+    @classmethod
+    def _require_database_name(cls, name: str | None) -> str | None:
+        if name is not None and (len(name) > 63 or any(char in name for char in '/\\. "$*<>:|?')):
+            raise ValueError('a MongoDB database name has at most 63 characters and none of / \\ . " $ * < > : | ?')
+        return name
+
+    @property
+    def embedder(self) -> EmbedderName:
+        """Return the embedder that is meant."""
+        return self.cryptique_embedder or ("gemini" if self.gemini_api_key else "local")
+
+    @property
+    def vectors_database(self) -> str:
+        """Return the store's database."""
+        return self.cryptique_vectors_database or self.cryptique_source_database
+
+    @property
+    def home(self) -> Path:
+        """Return the home folder, absolute: workers run elsewhere."""
+        return self.cryptique_home.expanduser().absolute()
+
+    @property
+    def embedded(self) -> bool:
+        """Return whether the embedded mongod is the source."""
+        return self.cryptique_source_uri is None
+
+    def problems(self) -> list[str]:
+        """Return everything about the settings that can't work together, each with what to do."""
+        found = []
+        if self.embedder == "gemini" and self.gemini_api_key is None:
+            found.append(
+                "CRYPTIQUE_EMBEDDER is gemini, but GEMINI_API_KEY is not set: set it, or CRYPTIQUE_EMBEDDER=local"
+            )
+        if self.cryptique_vectors_uri is not None and self.cryptique_source_uri is None:
+            found.append("CRYPTIQUE_VECTORS_URI is set, but CRYPTIQUE_SOURCE_URI is not: set both, or neither")
+        if self.home.exists() and not self.home.is_dir():
+            found.append(f"CRYPTIQUE_HOME {self.cryptique_home} is not a folder")
+        elif not os.access(_nearest_existing(self.home), os.W_OK):
+            found.append(f"CRYPTIQUE_HOME {self.cryptique_home} can't be written to")
+        return found
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings, or raise ``TerminalError`` that names everything wrong at once, without any value."""
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        lines = [
+            f"{str(item['loc'][0]).upper()}: {str(item['msg']).removeprefix('Value error, ')}"
+            for item in error.errors()
+        ]
+        raise TerminalError("; ".join(lines)) from None
+    problems = settings.problems()
+    if problems:
+        raise TerminalError("; ".join(problems))
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class SettingHelp:
+    """One setting as a person reads it."""
+
+    name: str
+    description: str
+    default: str
+    example: str
+    secret: bool
+
+
+def describe_settings() -> list[SettingHelp]:
+    """Return every setting in order, from the model."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        rows.append(
+            SettingHelp(
+                name=name.upper(),
+                description=field.description or "",
+                default="" if default is None else str(default),
+                example=str((field.examples or [""])[0]),
+                secret="SecretStr" in str(field.annotation),
+            )
+        )
+    return rows
+
+
+def env_example() -> str:
+    """Return the text of ``.env.example``."""
+    parts = [
+        "# Settings of the pipeline. Copy this file to .env and fill in what you need; all of it is optional.",
+        "# Written from the model: `cryptique-rag config example > .env.example`.",
+    ]
+    for row in describe_settings():
+        parts.append("")
+        parts.extend(f"# {line}" for line in _wrapped(row.description))
+        parts.append(f"# {row.name}={row.example or row.default}")
+    return "\n".join(parts) + "\n"
+
+
+def _wrapped(text: str, width: int = 100) -> list[str]:
+    lines: list[str] = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines

@@ -1,0 +1,51 @@
+"""Which blocks a flow works with, loaded by the names under which they are registered."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from prefect.blocks.core import Block
+
+from blocks.gemini import GeminiEmbedder
+from blocks.mongo import MongoSource
+from blocks.shards import ShardStore
+from blocks.vector_store import VectorStore
+from blocks.wordllama import LocalEmbedder
+from tasks.domain.errors import TerminalError
+
+SOURCE, VECTORS, SHARDS, GEMINI, LOCAL = "source", "vectors", "shards", "gemini", "local"
+
+AnyBlock = TypeVar("AnyBlock", bound=Block)
+PipelineEmbedder = GeminiEmbedder | LocalEmbedder
+
+
+def _load(block_type: type[AnyBlock], name: str) -> AnyBlock:
+    try:
+        found = block_type.load(name, _sync=True)  # type: ignore[call-arg]
+    except ValueError as error:
+        raise TerminalError(
+            f"the block {block_type.get_block_type_slug()}/{name} is not registered with this Prefect server: run "
+            "`cryptique-rag register` with the environment set"
+        ) from error
+    assert isinstance(found, block_type)
+    return found
+
+
+def load_source() -> MongoSource:
+    """Return the application's database. Raises ``TerminalError`` if the block is not registered; so do the others."""
+    return _load(MongoSource, SOURCE)
+
+
+def load_vectors() -> VectorStore:
+    """Return the vector store."""
+    return _load(VectorStore, VECTORS)
+
+
+def load_shards() -> ShardStore:
+    """Return the folder in which stages hand over."""
+    return _load(ShardStore, SHARDS)
+
+
+def load_embedder(vectors: VectorStore) -> PipelineEmbedder:
+    """Return the embedder that fills this store."""
+    return _load(GeminiEmbedder, GEMINI) if vectors.embedder == "gemini" else _load(LocalEmbedder, LOCAL)
