@@ -251,7 +251,7 @@ _RULES: tuple[tuple[str, str | None, str, str], ...] = (
     (r"^claim", "airdrop|distributor|drop", "airdrop", "Claimed an airdrop"),
     (r"^claim", None, "claim", "Claimed tokens or rewards"),
     (
-        r"(presale|whitelist|allow ?list|early).*(mint|buy)|mint.*(presale|whitelist|allow ?list|early)|^(presale|whitelist)",
+        r"(presale|whitelist|allow ?list|early).*(mint|buy)|mint.*(presale|whitelist|allow ?list|early)|^presale",
         None,
         "mint",
         "Early-access NFT mint: presale or whitelist",

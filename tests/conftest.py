@@ -1,0 +1,80 @@
+"""Real parts for the tests: one mongod and one Prefect server a session, a database and a home a test."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from bson.codec_options import DatetimeConversion
+from bson.json_util import JSONMode, JSONOptions, loads
+from pymongo import MongoClient
+from pymongo.database import Database
+
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+_EXTENDED_JSON = JSONOptions(
+    json_mode=JSONMode.RELAXED, tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+
+
+@pytest.fixture(scope="session")
+def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def mongo_uri(session_home: Path) -> Iterator[str]:
+    """A real mongod, a replica set of one."""
+    from deployments.embedded import embedded_mongod
+
+    with embedded_mongod(session_home, cache_gb=0.5) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def mongo_client(mongo_uri: str) -> Iterator[MongoClient[dict[str, Any]]]:
+    with MongoClient(mongo_uri, tz_aware=True) as client:
+        yield client
+
+
+@pytest.fixture
+def database(mongo_client: MongoClient[dict[str, Any]]) -> Iterator[Database[dict[str, Any]]]:
+    """An empty database of the test's own."""
+    name = f"test_{uuid4().hex[:12]}"
+    yield mongo_client[name]
+    mongo_client.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def prefect_api(session_home: Path) -> Iterator[str]:
+    """A real Prefect server of this session, which everything in this process uses."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from deployments.embedded import local_prefect_server
+
+    with local_prefect_server(session_home) as url, temporary_settings({PREFECT_API_URL: url}):
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real transactions. Where CI runs it must be there; elsewhere its tests are skipped."""
+    if not SHARED_DATA.is_dir():
+        message = f"the shared test data is not beside the project ({SHARED_DATA.parent.name}/{SHARED_DATA.name})"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return SHARED_DATA
+
+
+def read_extended_json(path: Path) -> list[dict[str, Any]]:
+    """Return the documents of a file of relaxed Extended JSON, one a line, gzipped or not."""
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    with opened as lines:
+        return [loads(line, json_options=_EXTENDED_JSON) for line in lines if line.strip()]
