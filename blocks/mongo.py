@@ -186,6 +186,12 @@ class MongoSource(MongoDatabase):
             rows = self.open_database()[collection].find({"_id": {"$in": list(ids)}}, {"_id": 1})
             return {row["_id"] for row in rows}
 
+    def find_missing_collections(self, names: Iterable[str]) -> list[str]:
+        """Return those of the collections that the database doesn't have."""
+        with mongo_errors("listing collections", self.setting):
+            found = set(self.open_database().list_collection_names())
+        return [name for name in names if name not in found]
+
     def count(self, collection: str) -> int:
         """Return the number of records, from the collection's metadata."""
         with mongo_errors(f"counting {collection}", self.setting):

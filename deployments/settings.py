@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tasks.domain.errors import TerminalError
+from tasks.domain.errors import InputError
 from tasks.domain.rows import VectorForm
 
 EmbedderName = Literal["gemini", "local"]
@@ -160,7 +160,7 @@ def _nearest_existing(path: Path) -> Path:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Return the settings, or raise ``TerminalError`` that names everything wrong at once, without any value."""
+    """Return the settings, or raise ``InputError`` that names everything wrong at once, without any value."""
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
@@ -168,10 +168,10 @@ def load_settings(**overrides: Any) -> Settings:
             f"{str(item['loc'][0]).upper()}: {str(item['msg']).removeprefix('Value error, ')}"
             for item in error.errors()
         ]
-        raise TerminalError("; ".join(lines)) from None
+        raise InputError("; ".join(lines)) from None
     problems = settings.problems()
     if problems:
-        raise TerminalError("; ".join(problems))
+        raise InputError("; ".join(problems))
     return settings
 
 

@@ -32,7 +32,7 @@ from flows.progress import Progress, duration
 from tasks.checkpoint import checkpoint_shard
 from tasks.chunk import DescribedChunk, chunk_shard
 from tasks.domain.chunks import ChunkSize
-from tasks.domain.errors import ShardDamagedError, TerminalError
+from tasks.domain.errors import InputError, ShardDamagedError, TerminalError
 from tasks.domain.jobs import JobOrigin, Status, job_id, job_record
 from tasks.domain.manifests import Manifest
 from tasks.domain.owners import Owners
@@ -207,18 +207,18 @@ def _scope(
     contracts: list[str],
     limit: int | None,
 ) -> Scope:
-    """Return the scope, or raise ``TerminalError`` for a window, team or contract that can't be meant."""
+    """Return the scope, or raise ``InputError`` for a window, team or contract that can't be meant."""
     try:
         window = Window(start, end)
     except ValueError as error:
-        raise TerminalError(f"{error}: exchange them, or leave one out") from None
+        raise InputError(f"{error}: exchange them, or leave one out") from None
     known_teams = {contract.team_id for contract in owners.by_contract_id.values()}
     unknown = [team for team in teams if team not in known_teams]
     if unknown:
-        raise TerminalError(f"no contract belongs to team {', '.join(unknown)}: look at teams._id in the source")
+        raise InputError(f"no contract belongs to team {', '.join(unknown)}: look at teams._id in the source")
     unknown = [contract for contract in contracts if contract not in owners.by_contract_id]
     if unknown:
-        raise TerminalError(f"there is no contract {', '.join(unknown)}: look at smartcontracts.contractId")
+        raise InputError(f"there is no contract {', '.join(unknown)}: look at smartcontracts.contractId")
     return Scope("transaction", window, tuple(sorted(teams)), tuple(sorted(contracts)), limit)
 
 
@@ -356,8 +356,8 @@ def _carry_out(
     vectors.drop_checkpoints(run.key)
     report = _report(run, manifest, parts, began, resumed_shards=len(finished), result=result)
     _publish(report, manifest, parts)
-    for code, number in sorted(manifest.refused.items()):
-        logger.warning("%s dead letters: %s", f"{number:,}", code)
+    if manifest.refused:
+        logger.warning("dead letters by reason: %s", _by_reason(manifest.refused))
     return report
 
 
@@ -547,6 +547,10 @@ def _report(
         resumed_shards=resumed_shards,
         arrived=result.arrived,
     )
+
+
+def _by_reason(refused: dict[str, int]) -> str:
+    return ", ".join(f"{code} {number:,}" for code, number in sorted(refused.items()))
 
 
 def _message(report: MigrateReport) -> str:

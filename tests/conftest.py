@@ -75,6 +75,6 @@ def shared_data() -> Path:
 
 def read_extended_json(path: Path) -> list[dict[str, Any]]:
     """Return the documents of a file of relaxed Extended JSON, one a line, gzipped or not."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
-        return [loads(line, json_options=_EXTENDED_JSON) for line in lines if line.strip()]
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    return [loads(line, json_options=_EXTENDED_JSON) for line in text.split("\n") if line.strip()]

@@ -34,7 +34,7 @@ _RULES: tuple[tuple[str, str | None, str, str], ...] = (
         r"^(get|claim|collect|harvest|withdraw)( \w+)* rewards?\b|^harvest|^compound|^earned?$",
         None,
         "rewards",
-        "Collected staking rewards, accumulated yield farming incentives",
+        "Claimed staking rewards: collected accumulated yield farming incentives",
     ),
     (r"^enter$", None, "staking", "Joined a staking bar: staked tokens for xTokens"),
     (r"^leave$", None, "staking", "Left a staking bar: took staked tokens back out"),

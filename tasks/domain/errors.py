@@ -45,5 +45,9 @@ class TerminalError(PipelineError):
     """Nothing will work until a person acts; the message says how."""
 
 
+class InputError(TerminalError):
+    """What was asked for can't be meant: a window that ends before it starts, a team that doesn't exist."""
+
+
 class ShardDamagedError(PipelineError):
     """A shard file is missing, cut short or not the one that was written: its stages must run again."""

@@ -1,0 +1,47 @@
+# make demo     the main job, from nothing: set-up, a generated source, a migration, three answers   (ROWS=5000 FRESH=)
+# make test     set-up, formatting, lint, types, import direction, tests
+# make setup    set-up alone; the command is then .venv/bin/cryptique-rag
+# make ui       the Prefect UI with every local run
+# make lock     new versions into the lock files (needs a package index)
+# make clean    forget the local servers' data and the virtual environment
+.PHONY: demo test check setup ui lock clean
+
+PYTHON ?= python3
+ROWS ?= 5000
+FRESH ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+demo: $(READY)
+	@$(BIN)/cryptique-rag demo --rows $(ROWS) $(if $(FRESH),--fresh)
+
+test: check
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(READY)
+	@echo "ready: $(BIN)/cryptique-rag --help"
+
+ui: $(READY)
+	@$(BIN)/cryptique-rag ui
+
+$(READY): requirements.lock requirements-uv.lock pyproject.toml deployments/set_up.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh deployments/set_up.sh
+
+lock: $(READY)
+	printf 'uv\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header - -o requirements-uv.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --all-extras --group dev pyproject.toml -o requirements.lock
+
+clean:
+	@if [ -x $(BIN)/cryptique-rag ]; then $(BIN)/cryptique-rag stop; fi
+	rm -rf $(VENV) .cryptique
