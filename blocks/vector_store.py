@@ -231,9 +231,10 @@ class VectorStore(MongoDatabase):
             return list(self.open_database()[schema.VECTORS].find(criteria, fields))
 
     def read_vectors(self, criteria: Mapping[str, Any], *, batch_rows: int = 4_000) -> Iterator[list[Record]]:
-        """Yield batches of ``_id`` and ``embedding`` of the matching documents. Memory stays at one batch."""
+        """Yield batches of ``_id``, ``documentId`` and ``embedding`` of the matching documents; memory holds one."""
         with mongo_errors("reading vectors", self.setting):
-            cursor = self.open_database()[schema.VECTORS].find(criteria, {"embedding": 1}).batch_size(batch_rows)
+            cursor = self.open_database()[schema.VECTORS].find(criteria, {"documentId": 1, "embedding": 1})
+            cursor = cursor.batch_size(batch_rows)
             batch: list[Record] = []
             for row in cursor:
                 batch.append(row)

@@ -269,16 +269,16 @@ def config_example() -> None:
 
 def _run_demo(settings: Settings, rows: int, fresh: bool) -> None:
     from deployments.local_services import running_services
+    from deployments.register_blocks import protect_home, register_blocks
 
     _say("1/4  starting a real mongod and a Prefect server (both on this machine only)")
+    protect_home(settings.home)
     with running_services(settings) as services:
         from pymongo import MongoClient
 
-        from deployments.register_blocks import protect_home, register_blocks
         from deployments.sample import SAMPLE_QUESTIONS, load_sample
         from tasks.domain.collections import COLLECTIONS, STORE
 
-        protect_home(settings.home)
         with MongoClient[dict[str, Any]](services.mongo_uri, tz_aware=True) as client:
             database = client[settings.cryptique_source_database]
             if fresh:

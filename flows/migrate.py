@@ -10,12 +10,12 @@ from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 from uuid import UUID, uuid4
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed
@@ -44,7 +44,7 @@ from tasks.domain.vectors import EmbedderFacts
 from tasks.domain.windows import Window
 from tasks.embed import embed_shard
 from tasks.extract import COLLECTION, extract_shard, in_window, source_criteria
-from tasks.policy import DEFAULT_RETRIES
+from tasks.policy import DEFAULT_RETRIES, WRITING
 from tasks.reconcile import Reconciliation, reconcile_run
 from tasks.upsert import upsert_shard
 from tasks.validate import validate_shard
@@ -114,7 +114,10 @@ class _Parts:
 
 def _run_name() -> str:
     given = runtime.flow_run.parameters
-    window = Window(_moment(given.get("start")), _moment(given.get("end")))
+    try:
+        window: Window | str = Window(_moment(given.get("start")), _moment(given.get("end")))
+    except ValueError:
+        window = "an impossible window"  # the flow itself says what is wrong with it
     prefix = "dry run: migrate" if given.get("dry_run") else "migrate"
     return f"{prefix} {', '.join(given.get('sources') or ())} {window}"
 
@@ -185,11 +188,13 @@ def migrate(
             store.drop_run(run.key)
         return Completed(message=_message(report), data=asdict(report))
 
-    embedder.check()
+    _check_embedder.with_options(retries=retries)(embedder)
     _initialise.with_options(retries=retries)(vectors, facts.dimensions)
     vectors.require_model(facts, replace=replace_model, write=True)
     work = fingerprint(scope, facts, shard_rows=shard_rows, database=vectors.database, form=vectors.vector_form)
-    origin = JobOrigin(work, "prefect" if runtime.deployment.id else "command line", _worker_id(), socket.gethostname())
+    origin = JobOrigin(
+        work, "prefect" if runtime.deployment.id else "command line", _worker_id() or "", socket.gethostname()
+    )
     run, shards = _take_up(scope, flow_run_id, work, parts, resume=resume, shard_rows=shard_rows)
     report = _carry_out(run, shards, parts, origin, shards_in_flight, remove_orphans, began)
     return Completed(message=_message(report), data=asdict(report))
@@ -265,24 +270,36 @@ def _take_up(
 
 def _is_alive(job: dict[str, Any]) -> bool:
     """Return whether the process of a job is at work still, as far as can be told from here."""
-    pid = str(job.get("workerId") or "").rpartition(":")[2]
-    if job.get("workerHost") == socket.gethostname() and pid.isdecimal():
-        if int(pid) == os.getpid():
-            return False
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
+    if job.get("workerHost") == socket.gethostname():
+        pid = str(job.get("workerId") or "").split(":")[1:2]
+        if pid and pid[0].isdecimal():
+            # Pids come round again: the start time tells a process from its successor.
+            return int(pid[0]) != os.getpid() and job["workerId"] == _worker_id(int(pid[0]))
     return bool(datetime.now(UTC) - job["updatedAt"] < _SILENT_FOR)
 
 
-def _worker_id() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+def _worker_id(pid: int | None = None) -> str | None:
+    """Return ``host:pid:start`` of a process of this machine, or None where it no longer runs."""
+    pid = os.getpid() if pid is None else pid
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        # The 22nd field; the second one, the name, may hold spaces and brackets.
+        started = stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""
+    except PermissionError:
+        started = ""
+    except OSError:
+        return None
+    return f"{socket.gethostname()}:{pid}:{started}"
 
 
-@task(name="initialise", cache_policy=NO_CACHE, persist_result=False)
+@task(name="check embedder", task_run_name="check embedder", **WRITING)
+def _check_embedder(embedder: PipelineEmbedder) -> None:
+    """Prove that the embedder answers, before anything is made or read. A service that is busy is asked again."""
+    embedder.check()
+
+
+@task(name="initialise", task_run_name="initialise", **WRITING)
 def _initialise(vectors: VectorStore, dimensions: int) -> None:
     """Make what the store lacks; what differs is logged, and ``initialise`` reports it in full."""
     logger = get_run_logger()
@@ -293,7 +310,7 @@ def _initialise(vectors: VectorStore, dimensions: int) -> None:
         logger.warning("drift: %s", line)
 
 
-@task(name="plan", cache_policy=NO_CACHE, persist_result=False)
+@task(name="plan", task_run_name="plan", **WRITING)
 def plan_shards(source: MongoSource, owners: Owners, scope: Scope, shard_rows: int) -> list[ShardRange]:
     """Return the ranges of the source that make up the shards, in order."""
     criteria = source_criteria(scope, owners)
@@ -338,14 +355,18 @@ def _carry_out(
 
     save_job("processing")
     announcer = _Announcer(progress)
+    unfinished = [shard for shard in shards if shard.number not in finished]
+    checkpoints: list[PrefectFuture[Manifest]] = []
     try:
-        for done in _finish_shards(run, [s for s in shards if s.number not in finished], parts, shards_in_flight):
+        for checkpoint in _finish_shards(run, unfinished, parts, shards_in_flight):
+            checkpoints.append(checkpoint)
+            done = checkpoint.result()
             manifest.merge(done)
             progress.done, progress.dead_lettered = manifest.total.read, manifest.total.dead_lettered
             announcer.tell()
             save_job("processing")
         manifest.require_closed("the run")
-        result = _reconcile(run, shards, manifest, parts, remove_orphans)
+        result = _reconcile(run, shards, manifest, parts, remove_orphans, after=checkpoints)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | CancelledError | SystemExit | GeneratorExit)
         save_job("cancelled" if stopped else "failed", str(error) or type(error).__name__)
@@ -361,8 +382,10 @@ def _carry_out(
     return report
 
 
-def _finish_shards(run: Run, shards: list[ShardRange], parts: _Parts, in_flight: int) -> Iterator[Manifest]:
-    """Yield the manifest of each shard as it is finished. At most ``in_flight`` shards are at work.
+def _finish_shards(
+    run: Run, shards: list[ShardRange], parts: _Parts, in_flight: int
+) -> Iterator[PrefectFuture[Manifest]]:
+    """Yield each shard's last stage, which returns its manifest, once it is finished; ``in_flight`` are at work.
 
     A shard whose files were lost or damaged runs again from its source. The first other failure ends it: shards
     already at work are waited for, since what they paid for is kept.
@@ -381,7 +404,7 @@ def _finish_shards(run: Run, shards: list[ShardRange], parts: _Parts, in_flight:
         shard, attempt, chain = chains.pop(last)
         error = _first_error(chain)
         if error is None:
-            yield last.result()
+            yield last
         elif isinstance(error, ShardDamagedError) and attempt < _MAX_REPAIRS:
             get_run_logger().warning("shard %d runs again: %s", shard.number, error)
             submit(shard, attempt + 1)
@@ -433,7 +456,13 @@ def _first_error(chain: list[PrefectFuture[Any]]) -> BaseException | None:
 
 
 def _reconcile(
-    run: Run, shards: list[ShardRange], manifest: Manifest, parts: _Parts, remove_orphans: bool
+    run: Run,
+    shards: list[ShardRange],
+    manifest: Manifest,
+    parts: _Parts,
+    remove_orphans: bool,
+    *,
+    after: list[PrefectFuture[Manifest]],
 ) -> Reconciliation:
     criteria = source_criteria(run.scope, parts.owners)
     return reconcile_run.with_options(retries=parts.retries)(
@@ -446,6 +475,7 @@ def _reconcile(
         _whole(criteria),
         _whole(partial(in_window, scope=run.scope)),
         remove_orphans,
+        wait_for=after,  # all of them are done: this draws the edges
     )
 
 

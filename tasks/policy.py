@@ -24,12 +24,17 @@ def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> 
 
 
 def resume_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-    """Return the key under which a stage's result is remembered: the same work, shard and code find it again."""
+    """Return the key under which a stage's result is remembered: the same work, shard and code find it again.
+
+    A shard that runs again because its files were lost is remembered for this flow run only: a later one must not
+    find the second set of lost files either.
+    """
     run = parameters.get("run")
     shard = parameters.get("shard")
     if not isinstance(run, Run) or shard is None:
         return None
-    return f"{run.key}-{context.task.name}-{shard.number}-{run.attempt}-{SHARD_SCHEMA}"
+    again = f"-{run.attempt}-{run.id}" if run.attempt else ""
+    return f"{run.key}-{context.task.name}-{shard.number}-{SHARD_SCHEMA}{again}"
 
 
 #: Retried three times after 2, 4 and 8 seconds, each longer by up to a half, so that shards don't come back together.

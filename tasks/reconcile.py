@@ -42,7 +42,7 @@ class Reconciliation:
     differences: list[str] = field(default_factory=list)
 
 
-@task(name="reconcile", **WRITING)
+@task(name="reconcile", task_run_name="reconcile", **WRITING)
 def reconcile_run(
     run: Run,
     shards: Sequence[ShardRange],

@@ -15,6 +15,10 @@ from tasks.domain.rows import read_vector
 from tasks.domain.vectors import Embedder, Matrix
 
 MAX_LIMIT = 100
+#: A score is float32: more digits say nothing, and would rank equal texts by chance.
+_SCORE_DIGITS = 6
+#: The score below zero, so that the best sorts first; the document id, which decides ties; the row's ``_id``.
+_Ranked = tuple[float, str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,32 +64,34 @@ def search(
     vectors.require_model(facts, replace=False, write=False)
     asked = np.stack([embedder.embed_query(question) for question in questions])
     criteria = {**tenant.criteria(), "lineage.model": facts.model, "lineage.dimensions": facts.dimensions}
-    best: list[list[tuple[float, Any]]] = [[] for _ in questions]
+    best: list[list[_Ranked]] = [[] for _ in questions]
     for batch in vectors.read_vectors(criteria):
         matrix: Matrix = np.stack([read_vector(row["embedding"]) for row in batch])
-        scores = asked @ matrix.T
+        # Rounded before ranking: equal texts tie exactly, in whatever batch they come.
+        scores = np.round(asked @ matrix.T, _SCORE_DIGITS)
         for question, row in enumerate(scores):
-            # A little more than the limit is kept, so that ties at its edge are decided by id and not by order.
-            keep = min(len(row), limit + 10)
-            top = np.argpartition(-row, keep - 1)[:keep]
-            merged = best[question] + [(float(row[index]), batch[index]["_id"]) for index in top]
-            best[question] = sorted(merged, key=lambda item: (-item[0], item[1]))[: limit + 10]
-    wanted = {row_id for found in best for _, row_id in found}
-    documents = vectors.read_documents(list(wanted))
-    return [_hits(found, documents, limit) for found in best]
+            keep = min(len(row), limit)
+            worst = np.partition(row, len(row) - keep)[len(row) - keep]
+            # All that tie with the last place are looked at, and the smaller document id takes it.
+            found = [
+                (-float(row[index]), batch[index]["documentId"], batch[index]["_id"])
+                for index in np.flatnonzero(row >= worst)
+            ]
+            best[question] = sorted(best[question] + found)[:limit]
+    documents = vectors.read_documents(list({row_id for found in best for _, _, row_id in found}))
+    return [_hits(found, documents) for found in best]
 
 
-def _hits(found: list[tuple[float, Any]], documents: dict[Any, dict[str, Any]], limit: int) -> list[Hit]:
-    hits = [
+def _hits(found: list[_Ranked], documents: dict[Any, dict[str, Any]]) -> list[Hit]:
+    return [
         Hit(
             document_id=document["documentId"],
             source_type=document["sourceType"],
             source_id=str(document["sourceId"]),
-            score=round(score, 6),
+            score=round(-negative_score, _SCORE_DIGITS),
             content=document["content"],
             metadata=document["metadata"],
         )
-        for score, row_id in found
+        for negative_score, _, row_id in found
         if (document := documents.get(row_id)) is not None
     ]
-    return sorted(hits, key=lambda hit: (-hit.score, hit.document_id))[:limit]

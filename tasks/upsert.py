@@ -23,6 +23,8 @@ from tasks.domain.tables import from_table
 from tasks.domain.vectors import Matrix
 from tasks.policy import WRITING
 
+_LOOKUP_RECORDS = 1_000
+
 
 @dataclass(frozen=True, slots=True)
 class _Row:
@@ -63,6 +65,7 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
     now = datetime.now(UTC)
     manifest = Manifest(embedded=shard.embedded, tokens=shard.tokens)
 
+    _remove_moved(rows, run, vectors, manifest)
     twins = _write(rows, found, run, vectors, now)
     if twins:
         letters.extend(twins.values())
@@ -123,7 +126,8 @@ def _write(
     late: list[_Row] = []
     if taken:
         # Somebody was quicker: this shard's own earlier attempt, a second run, or another record of the same
-        # transaction. The first two are the same row and are set again; the last one keeps its place.
+        # transaction. The first two may have written this very row, and then nothing is left to do; else it is set
+        # again. The last one keeps its place.
         late = [fresh[position] for position in taken]
         stored = vectors.find_stored([row.document_id for row in late])
         for row in late:
@@ -131,7 +135,8 @@ def _write(
             if holder is None:
                 raise ShardDamagedError(f"{row.document_id} was taken and is gone again")
             if str(holder.source_id) == row.record_id:
-                changes[row.document_id] = changed(row, vector_of(row))
+                if (holder.content_hash, holder.row_hash) != (row.content_hash, row.row_hash):
+                    changes[row.document_id] = changed(row, vector_of(row))
             else:
                 letters[row.record_id] = duplicate_letter(
                     record_id=row.record_id,
@@ -154,6 +159,22 @@ def _write(
         }
     vectors.update_rows(changes)
     return letters
+
+
+def _remove_moved(rows: list[_Row], run: Run, vectors: VectorStore, manifest: Manifest) -> None:
+    """Take away what records made before under another contract or hash: they hold the places of the new rows."""
+    if run.target_was_empty:
+        return
+    fresh = {row.record_id: row for row in rows if row.verdict == Verdict.NEW}
+    ids = [ObjectId(record_id) for record_id in fresh]
+    for start in range(0, len(ids), _LOOKUP_RECORDS):
+        by_owner: dict[Owner, list[str]] = {}
+        for document in vectors.find_documents("transaction", ids[start : start + _LOOKUP_RECORDS]):
+            row = fresh[str(document["sourceId"])]
+            if not document["documentId"].startswith(f"{row.key}:"):
+                by_owner.setdefault(row.owner, []).append(document["documentId"])
+        for owner, document_ids in by_owner.items():
+            manifest.add(owner, removed=vectors.remove_documents(document_ids))
 
 
 def _remove(rows: list[_Row], letters: list[DeadLetter], run: Run, vectors: VectorStore, manifest: Manifest) -> None:

@@ -326,6 +326,8 @@ TOKEN_BURN = Action("burn", "Tokens burned to the zero address")
 def find_action(method: str, contract_name: str | None) -> Action:
     """Return what a method of that name does on a contract of that name."""
     words = split_words(method)
+    if not words:
+        return UNNAMED
     for pattern, name, action in _COMPILED:
         if pattern.search(words) and (name is None or (contract_name and name.search(contract_name))):
             return action

@@ -17,6 +17,9 @@ from tasks.domain.errors import RecordError
 #: A uint256 has 78 digits, and importers assumed 18 decimals: nothing real needs more.
 EXACT = Context(prec=100)
 _UINT256_MAX = Decimal(2**256 - 1)
+#: No token divides its smallest unit further than a uint256 has digits; a longer fraction is damage, and would
+#: be carried as a text of any length.
+_MOST_DECIMALS = 78
 #: From half of the largest uint256 on, whatever decimals were assumed, an amount means "without limit":
 #: 2**255 / 10**18 is the smallest such figure that an importer which assumed 18 decimals can have written.
 UNLIMITED_FROM = Decimal(2**255) / Decimal(10**18)
@@ -26,6 +29,8 @@ TOKEN_STANDARDS = frozenset({"ERC20", "BEP20", "ERC-20", "BEP-20", "ERC721", "ER
 
 _AMOUNT = re.compile(r"(<)?\s*([+-]?[0-9.,]*[0-9.](?:[eE][+-]?[0-9]{1,3})?)(?:\s+(.*))?", re.DOTALL)
 _GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]*)?")
+#: What follows the number when spaces group its digits: ``1 234.5 ABC``. A symbol such as ``1INCH`` doesn't fit.
+_GROUPED_BY_SPACE = re.compile(r"\d{3}(?![^\W_])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +50,11 @@ class Amount:
 def parse_amount(raw: object) -> Amount | None:
     """Return the amount, or None where the field is missing or empty (which is not zero).
 
-    Raises ``RecordError`` for text without a leading number, NaN, infinity, a negative figure, and a comma that
-    may be a decimal comma (``0,015``): guessing there would be wrong by a factor of a thousand.
+    Raises ``RecordError`` for text without a leading number, NaN, infinity, a negative figure, and a comma or a
+    space that may stand inside the number (``0,015``, ``1 234.5``): guessing there would be wrong by a factor of
+    a thousand.
     """
-    if raw is None or isinstance(raw, bool):
+    if raw is None:
         return None
     if isinstance(raw, str):
         text = raw.strip()
@@ -65,11 +71,16 @@ def parse_amount(raw: object) -> Amount | None:
                     f"value_eth {text[:60]!r}: the comma may be a decimal comma; write 1234.5 or 1,234.5",
                 )
             number = number.replace(",", "")
+        if unit and _GROUPED_BY_SPACE.match(unit):
+            raise RecordError(
+                "amount_ambiguous",
+                f"value_eth {text[:60]!r}: the space may group the digits of the number; write 1234.5 or 1,234.5",
+            )
         value = _decimal(number, text)
         return Amount(value, unit.strip() or None if unit else None, below is not None)
     if isinstance(raw, Decimal128):
         return Amount(_decimal(str(raw), str(raw)))
-    if isinstance(raw, int):
+    if isinstance(raw, int) and not isinstance(raw, bool):
         return Amount(_decimal(str(raw), str(raw)))
     if isinstance(raw, float):
         # repr gives the shortest text that is the same double: the digits a person would have typed.
@@ -88,6 +99,14 @@ def _decimal(number: str, shown: str) -> Decimal:
         raise RecordError("amount_negative", f"value_eth {shown[:60]!r} is negative, which no transfer can be")
     if value > _UINT256_MAX:
         raise RecordError("amount_too_large", f"value_eth {shown[:60]!r} is above the largest uint256")
+    if value == 0:
+        return Decimal(0)  # without the sign and the exponent that a zero may carry
+    exponent = value.normalize(Context(prec=len(value.as_tuple().digits))).as_tuple().exponent
+    if isinstance(exponent, int) and -exponent > _MOST_DECIMALS:
+        raise RecordError(
+            "amount_too_precise",
+            f"value_eth {shown[:60]!r} has {-exponent:,} decimal places; no token has more than {_MOST_DECIMALS}",
+        )
     return value
 
 
@@ -98,7 +117,7 @@ def plain(value: Decimal) -> str:
 
 
 def readable(value: Decimal) -> str:
-    """Return the figure for a text that is searched: grouped, at most six significant digits behind zeros.
+    """Return the figure for a text that is searched: grouped, or four significant digits behind zeros.
 
     The exact figure lives in the vector document's facts; a text with 18 decimals costs tokens and finds nothing.
     """

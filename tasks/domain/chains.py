@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tasks.domain.texts import clean_name
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -51,6 +53,8 @@ _BY_NAME = {chain.name.lower(): chain for chain in _KNOWN}
 _BY_NAME |= {alias: _BY_NAME[name.lower()] for alias, name in _ALIASES.items()}
 _BY_ID = {chain.chain_id: chain for chain in _KNOWN}
 _ID_IN_TEXT = re.compile(r"(?:unknown \(id: ?)?(0x[0-9a-f]+|[0-9]+)\)?")
+#: The largest id that wallets accept (MetaMask's limit); larger numbers are not ids of chains.
+_LARGEST_ID = 4_503_599_627_370_476
 #: What wallets write where there is no chain.
 _SENTINELS = frozenset({"", "error", "unknown", "not connected", "no chain detected"})
 
@@ -58,10 +62,11 @@ _SENTINELS = frozenset({"", "error", "unknown", "not connected", "no chain detec
 def find_chain(raw: object) -> Chain | None:
     """Return the chain that a name, an alias or a chain id means; None where nothing is said.
 
-    A name that is not in the list comes back as it is, without id and coin: new chains appear before we do.
+    A name that is not in the list comes back as it is, without id and coin, and an id that is not in it without
+    coin: new chains appear before we do, and calling them by another's name would give amounts a wrong unit.
     """
     if isinstance(raw, int) and not isinstance(raw, bool):
-        return _BY_ID.get(raw)
+        return _by_id(raw)
     if not isinstance(raw, str):
         return None
     known = _BY_NAME.get(raw)
@@ -75,5 +80,14 @@ def find_chain(raw: object) -> Chain | None:
         return known
     match = _ID_IN_TEXT.fullmatch(text)
     if match:
-        return _BY_ID.get(int(match.group(1), 0))
-    return Chain(" ".join(raw.split())[:60], None, None)
+        digits = match.group(1)
+        base = 16 if digits.startswith("0x") else 10
+        return _by_id(int(digits, base)) if len(digits) <= 20 else None
+    name = clean_name(raw[:200])
+    return Chain(" ".join(name.split())[:60], None, None) if name else None
+
+
+def _by_id(chain_id: int) -> Chain | None:
+    if not 0 < chain_id <= _LARGEST_ID:
+        return None
+    return _BY_ID.get(chain_id) or Chain(f"chain {chain_id}", chain_id, None)

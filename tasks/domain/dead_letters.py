@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import bson
@@ -12,7 +13,7 @@ from bson import ObjectId
 from tasks.domain.errors import RecordError
 
 #: The call data of one row can be 238,000 digits; a dead letter keeps what a person can read.
-MAX_KEPT_CHARS = 300
+MAX_KEPT_CHARS, MAX_KEPT_ITEMS = 300, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class DeadLetter:
         team_id: str | None = None,
         contract_id: str | None = None,
     ) -> DeadLetter:
-        """Return the dead letter of a record that raised ``error`` in ``stage``. Long texts are cut."""
+        """Return the dead letter of a record that raised ``error`` in ``stage``. Long values are cut."""
         if contract_id is None and isinstance(record.get("contractId"), str):
             contract_id = record["contractId"]
         return cls(
@@ -82,4 +83,10 @@ def duplicate_letter(*, record_id: str, team_id: str, contract_id: str, key: str
 def _shortened(value: Any) -> Any:
     if isinstance(value, str) and len(value) > MAX_KEPT_CHARS:
         return f"{value[:MAX_KEPT_CHARS]}… ({len(value):,} characters)"
+    if isinstance(value, bytes) and len(value) > MAX_KEPT_CHARS:
+        return f"{value[:MAX_KEPT_CHARS].hex()}… ({len(value):,} bytes)"
+    if isinstance(value, Mapping):
+        return {name: _shortened(value[name]) for name in islice(value, MAX_KEPT_ITEMS)}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value[:MAX_KEPT_ITEMS]]
     return value

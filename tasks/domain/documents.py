@@ -19,7 +19,7 @@ from tasks.domain.actions import Action, find_action
 from tasks.domain.amounts import readable
 from tasks.domain.owners import ESCROW
 from tasks.domain.texts import split_words
-from tasks.domain.transactions import FAILED, PENDING, SUCCESS, Transaction
+from tasks.domain.transactions import FAILED, PENDING, SET_APPROVAL_FOR_ALL, SUCCESS, Transaction
 
 #: Goes into every vector's lineage. Raise it whenever a text or a fact changes for the same record: the next run
 #: then writes what differs, and embeds only the texts that really changed.
@@ -29,6 +29,21 @@ MAX_SUMMARY_CHARS = 500
 #: A name longer than this is a text, not a name: it goes to the end, where the splitter cuts it.
 MAX_NAME_CHARS = 80
 _ZERO_ADDRESS = "0x" + "0" * 40
+#: Spelt out, because strftime follows the machine's language.
+_MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 _ADDRESS_IN_NAME = re.compile(r"\s*\(?\b0x[0-9a-fA-F]+(?:…|\.\.\.)[0-9a-fA-F]*\)?")
 _UNLABELLED = re.compile(r"^unlabell?ed contract\b", re.IGNORECASE)
 
@@ -92,8 +107,13 @@ def _action(transaction: Transaction) -> Action:
             return actions.TOKEN_BURN
         if transaction.method is None or transaction.method.lower().startswith("transfer"):
             return actions.TOKEN_TRANSFER
+    if transaction.moves_coin and transaction.method is None:
+        return actions.NATIVE_TRANSFER
     if transaction.method is not None:
         return find_action(transaction.method, transaction.contract_name)
+    if transaction.allowance is not None:
+        # The call data is an approval's, whether or not the record names the method.
+        return find_action("setApprovalForAll" if transaction.selector == SET_APPROVAL_FOR_ALL else "approve", None)
     if transaction.selector is None and transaction.amount not in (None, "0"):
         return actions.NATIVE_TRANSFER
     return actions.UNNAMED
@@ -121,7 +141,8 @@ def _quantity(transaction: Transaction) -> str:
     """Return the amount with its unit, or nothing where there is none to tell."""
     if transaction.staking_amount is not None:
         return f"{readable(Decimal(transaction.staking_amount))} tokens"
-    if transaction.amount is None or (transaction.amount == "0" and not transaction.is_transfer):
+    moves = transaction.is_transfer or transaction.moves_coin
+    if transaction.amount is None or (transaction.amount == "0" and not moves):
         return ""
     unit = transaction.unit or "units"
     sign = "less than " if transaction.amount_below else ""
@@ -130,9 +151,9 @@ def _quantity(transaction: Transaction) -> str:
 
 def _content(transaction: Transaction, action: Action, place: str) -> str:
     parts = [action.phrase]
-    if transaction.allowance == "unlimited":
+    if action.category == "approval" and transaction.allowance == "unlimited":
         parts[0] = "Unlimited " + parts[0][0].lower() + parts[0][1:]
-    elif transaction.allowance == "revoked":
+    elif action.category == "approval" and transaction.allowance == "revoked":
         parts[0] += ", revoked"
     quantity = _quantity(transaction)
     if quantity:
@@ -152,7 +173,7 @@ def _content(transaction: Transaction, action: Action, place: str) -> str:
         parts.append(f" Token {token}{f' ({symbol[:MAX_NAME_CHARS]})' if symbol and symbol != token else ''}.")
     when = _moment(transaction.block_time_ms)
     if when is not None:
-        parts.append(f" {when.day} {when:%B %Y}.")
+        parts.append(f" {when.day} {_MONTHS[when.month - 1]} {when.year}.")
     if transaction.staking_lock_days is not None:
         parts.append(f" Lock of {transaction.staking_lock_days} days.")
     if transaction.from_address and transaction.from_address != _ZERO_ADDRESS:

@@ -8,7 +8,7 @@ search for one site of the team includes that scope. Nothing is ever copied once
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bson import ObjectId
@@ -66,18 +66,22 @@ class Owners:
         for team in teams:
             team_id = str(team["_id"])
             team_ids.add(team_id)
-            for site_oid in team.get("websites") or ():
+            listed = team.get("websites")
+            for site_oid in listed if isinstance(listed, list) else ():
                 site = by_oid.get(str(site_oid))
                 # The website's own `team` decides; the team's list is the fallback for sites without one.
-                if site is not None and not site.get("team") and isinstance(site.get("siteId"), str):
-                    site_teams.setdefault(team_id, set()).add(site["siteId"])
+                if site is not None and not site.get("team") and (site_id := _site_id(site)):
+                    site_teams.setdefault(team_id, set()).add(site_id)
         for site in websites:
-            if site.get("team") and isinstance(site.get("siteId"), str):
-                site_teams.setdefault(str(site["team"]), set()).add(site["siteId"])
+            if site.get("team") and (site_id := _site_id(site)):
+                site_teams.setdefault(str(site["team"]), set()).add(site_id)
         owners = cls()
         for record in contracts:
             contract = _contract(record, team_ids, site_teams)
             if contract is not None:
+                twin = owners.by_contract_id.get(contract.contract_id)
+                if twin is not None and twin.team_id != contract.team_id:
+                    contract = replace(contract, owner_error=_shared(contract.contract_id))
                 owners.by_contract_id[contract.contract_id] = contract
                 owners.by_object_id[str(record["_id"])] = contract
         return owners
@@ -116,6 +120,19 @@ class Owners:
         return found
 
 
+def _site_id(site: Mapping[str, Any]) -> str | None:
+    site_id = site.get("siteId")
+    return site_id if isinstance(site_id, str) and site_id else None
+
+
+def _shared(contract_id: str) -> RecordError:
+    return RecordError(
+        "contract_conflict",
+        f"two smart contracts of different teams have the id {contract_id}: "
+        "one of them would show the record to the wrong team",
+    )
+
+
 def _contract(record: Mapping[str, Any], team_ids: set[str], site_teams: dict[str, set[str]]) -> Contract | None:
     contract_id = record.get("contractId")
     if not isinstance(contract_id, str) or not contract_id:
@@ -129,7 +146,13 @@ def _contract(record: Mapping[str, Any], team_ids: set[str], site_teams: dict[st
         )
     elif team_id not in team_ids:
         error = RecordError(
-            "owner_unknown", f"smart contract {contract_id} belongs to team {team_id}, which does not exist"
+            "owner_unknown", f"smart contract {contract_id} belongs to team {team_id[:60]}, which does not exist"
+        )
+    elif not ObjectId.is_valid(team_id):
+        error = RecordError(
+            "owner_invalid",
+            f"smart contract {contract_id} belongs to team {team_id[:60]}, whose id is no ObjectId: "
+            "a vector document refers to its team by one",
         )
     sites = site_teams.get(team_id or "", set())
     kind = record.get("contractType")

@@ -5,6 +5,7 @@ Selectors are the first four bytes of keccak-256 of the signature; arguments are
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -53,9 +54,10 @@ _NAMES: dict[str, str] = {
     "emergency_withdraw": WITHDRAW_EARLY,
 }
 
+_WORD = re.compile(r"[0-9a-fA-F]{64}")
 _WORD_DIGITS = 64
 _SELECTOR_DIGITS = 10
-_BY_SELECTOR, _BY_NAME, _BY_VALUE, _UNLOCK_BONUS = 0.95, 0.8, 0.4, 0.1
+_BY_SELECTOR, _BY_METHOD_ID, _BY_NAME, _BY_VALUE, _UNLOCK_BONUS = 0.95, 0.85, 0.8, 0.4, 0.1
 #: Unlock times outside 2015 (the first chain) to 2106 (32-bit seconds) are not times but other arguments.
 _FIRST_UNLOCK, _LAST_UNLOCK = 1_438_269_973, 4_294_967_295
 SECONDS_PER_DAY = 86_400
@@ -78,7 +80,10 @@ class Staking:
 def find_staking(
     *, selector: str | None, method: str | None, call_data: str | None, block_time_ms: int | None
 ) -> Staking:
-    """Return what the call did, as far as it can be told; the type is ``unknown`` where it can't."""
+    """Return what the call did, as far as it can be told; the type is ``unknown`` where it can't.
+
+    ``call_data`` begins with ``selector``; without it the selector is what an explorer called the method's id.
+    """
     known = _SELECTORS.get(selector or "")
     if known is not None:
         kind, amount_at, unlock_at = known
@@ -89,7 +94,9 @@ def find_staking(
         lock_days = None
         if unlock is not None and block_time_ms is not None:
             lock_days = max(0, round((unlock - block_time_ms / 1000) / SECONDS_PER_DAY))
-        confidence = _BY_SELECTOR + (_UNLOCK_BONUS if unlock is not None else 0)
+        confidence = _BY_METHOD_ID if call_data is None else _BY_SELECTOR
+        if unlock is not None:
+            confidence += _UNLOCK_BONUS
         return Staking(
             kind,
             min(1.0, confidence),
@@ -109,9 +116,4 @@ def _word(call_data: str | None, position: int | None) -> int | None:
         return None
     start = _SELECTOR_DIGITS + position * _WORD_DIGITS
     word = call_data[start : start + _WORD_DIGITS]
-    if len(word) < _WORD_DIGITS:
-        return None
-    try:
-        return int(word, 16)
-    except ValueError:
-        return None
+    return int(word, 16) if _WORD.fullmatch(word) else None

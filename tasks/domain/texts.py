@@ -7,8 +7,7 @@ import unicodedata
 from functools import lru_cache
 
 _PLAIN = re.compile(r"[ -~]*")
-_JOINERS = "\u200c\u200d"
-_VARIATION_SELECTORS = range(0xFE00, 0xFE10)
+_JOINER_RUN = re.compile("[\u200c\u200d]+")
 
 
 def clean_text(text: str) -> str:
@@ -20,22 +19,43 @@ def clean_text(text: str) -> str:
     """
     if _PLAIN.fullmatch(text):
         return " ".join(text.split()) if "  " in text or text[:1] == " " or text[-1:] == " " else text
-    kept: list[str] = []
-    for index, char in enumerate(text):
-        if char in "\n\t":
-            kept.append(char)
-            continue
-        category = unicodedata.category(char)
-        if category in ("Cc", "Cs", "Co", "Cn"):
-            kept.append(" " if category == "Cc" else "")
-        elif category == "Cf":
-            before, after = text[index - 1 : index], text[index + 1 : index + 2]
-            if char in _JOINERS and before and after and not before.isascii() and not after.isascii():
-                kept.append(char)
-        else:
-            kept.append(char)
-    lines = (" ".join(line.split()) for line in "".join(kept).splitlines())
+    shown = "".join(map(_shown, text))
+    # Only now does each joiner stand beside the characters that it will be read with.
+    joined = _JOINER_RUN.sub(_kept_joiner, shown)
+    lines = (" ".join(line.split()) for line in joined.splitlines())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _shown(char: str) -> str:
+    if char in "\n\t\u200c\u200d":
+        return char
+    category = unicodedata.category(char)
+    if category == "Cc":
+        return " "
+    if category in ("Cs", "Co", "Cf") or (category == "Cn" and _never_shown(ord(char))):
+        return ""
+    return char
+
+
+def _never_shown(code: int) -> bool:
+    """Return whether a code without a character will never have one that shows.
+
+    The rest may be an emoji that is younger than this Python's tables: the text must not depend on those.
+    """
+    return (
+        code & 0xFFFE == 0xFFFE
+        or 0xFDD0 <= code <= 0xFDEF
+        or code == 0x2065
+        or 0xFFF0 <= code <= 0xFFF8
+        or 0xE0000 <= code <= 0xE0FFF
+    )
+
+
+def _kept_joiner(run: re.Match[str]) -> str:
+    before, after = run.string[: run.start()][-1:], run.string[run.end() : run.end() + 1]
+    beside = before + after
+    meant = bool(before and after) and not any(char.isascii() or char.isspace() for char in beside)
+    return run.group()[0] if meant else ""
 
 
 @lru_cache(maxsize=65_536)

@@ -35,6 +35,7 @@ FUTURE_TOLERANCE_MS = 86_400_000
 SUSPECT_TIME_MS = 5_000
 _MS_PER_S = 1000
 _LARGEST_SECONDS = 10_000_000_000  # the year 2286; a larger number is milliseconds
+_LONGEST_EPOCH = 18  # digits; milliseconds of the year 9999 have 15
 _MAX_INT64 = 2**63 - 1
 _ZERO_ADDRESS = "0x" + "0" * 40
 
@@ -59,8 +60,8 @@ _STATUS = {
     "pending": PENDING,
 }
 _NO_STATUS = frozenset({"", "unknown", "null", "none"})
-_APPROVE = "0x095ea7b3"
-_SET_APPROVAL_FOR_ALL = "0xa22cb465"
+APPROVE = "0x095ea7b3"
+SET_APPROVAL_FOR_ALL = "0xa22cb465"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ class Transaction:
     """One transaction under one tracked contract, with its owner. Times are epoch milliseconds, UTC.
 
     Decimals travel as text, because a shard file has no column type that holds every uint256 with its scale.
-    ``unit`` is the symbol that ``amount`` counts; figures of two units are never added. ``allowance`` says what
-    an approval granted (unlimited, limited, revoked). ``warnings`` names what was left out and why.
+    ``unit`` is the symbol that ``amount`` counts; figures of two units are never added. ``is_transfer`` means that
+    a token moved, ``moves_coin`` a plain payment in the chain's coin. ``allowance`` says what an approval granted
+    (unlimited, limited, revoked). ``warnings`` names what was left out and why.
     """
 
     record_id: str
@@ -97,6 +99,7 @@ class Transaction:
     token_name: str | None
     token_symbol: str | None
     is_transfer: bool
+    moves_coin: bool
     allowance: str | None
     status: str | None
     gas_used: int | None
@@ -133,7 +136,11 @@ def parse_transaction(record: Mapping[str, Any], owners: Owners, *, now_ms: int)
         raise RecordError("owner_missing", f"smart contract {contract.contract_id} has no team")
     block_time_ms = _block_time(get("block_time"), now_ms)
     created = get("createdAt")
-    created_ms = _milliseconds(created) if created is not None else None
+    created_ms = None if created is None or created == "" else _milliseconds(created)
+    if created_ms is None or not -_MAX_INT64 < created_ms < _MAX_INT64:
+        created_ms = None
+        if created is not None and created != "":
+            _warn("createdAt", created, warnings)
     if block_time_ms is not None and created_ms is not None:
         if created_ms < block_time_ms:
             warnings.append("createdAt lies before block_time")
@@ -144,23 +151,29 @@ def parse_transaction(record: Mapping[str, Any], owners: Owners, *, now_ms: int)
     symbol = clean_name(get("token_symbol"))
     tx_type = get("tx_type")
     tx_type = tx_type.strip() if isinstance(tx_type, str) else ""
-    is_transfer = tx_type.endswith("Transfer")
-    call_data = get("input")
-    if not isinstance(call_data, str) or len(call_data) < 10:
-        call_data = None
-    selector = _selector(get("method_signature"), call_data)
+    call_data, no_call_data = _call_data(get("input"))
+    selector = call_data[:10].lower() if call_data is not None else _selector(get("method_signature"))
     method = _method(get("method_name"), get("functionName"))
 
     amount = parse_amount(get("value_eth"))
+    token_name = clean_name(get("token_name"))
+    coin = chain.coin if chain else None
+    # Explorers name the token in front ("USDT Transfer"); a bare "Transfer" moves a token only if one is named.
+    is_transfer = tx_type.endswith(" Transfer") or (
+        tx_type == "Transfer" and (symbol is not None or token_name is not None or call_data is not None)
+    )
     unit = None
     if amount is not None:
-        coin = chain.coin if chain else None
+        # Contracts that are no tokens carry the chain's coin as their symbol.
+        contract_token = contract.symbol if contract.symbol != coin else None
         if amount.unit is not None and amount.unit.upper() not in TOKEN_STANDARDS:
             unit = clean_name(amount.unit)
         elif amount.unit is not None:
-            unit = symbol or contract.symbol or amount.unit
-        elif symbol and (is_transfer or (call_data is None and selector is None)):
-            # A row without call data comes from an event log: its amount is in the token that it names.
+            unit = symbol or contract_token or clean_name(amount.unit)
+        elif is_transfer:
+            unit = symbol or _named_token(tx_type) or token_name or contract_token
+        elif symbol and call_data is None and selector is None and not no_call_data:
+            # A row that has no field for call data comes from an event log: its amount is in the token it names.
             unit = symbol
         else:
             unit = coin
@@ -197,9 +210,10 @@ def parse_transaction(record: Mapping[str, Any], owners: Owners, *, now_ms: int)
         amount_below=amount is not None and amount.below,
         amount_unlimited=amount is not None and amount.unlimited,
         unit=unit,
-        token_name=clean_name(get("token_name")),
+        token_name=token_name,
         token_symbol=symbol,
         is_transfer=is_transfer,
+        moves_coin=tx_type == "Transfer" and not is_transfer,
         allowance=_allowance(selector, call_data),
         status=_status(get("status"), warnings),
         gas_used=_whole(get("gas_used"), "gas_used", warnings),
@@ -237,7 +251,8 @@ def _milliseconds(raw: object) -> int | None:
     if isinstance(raw, bool):
         return None
     if isinstance(raw, Decimal128):
-        raw = float(raw.to_decimal())
+        value = raw.to_decimal()
+        raw = float(value) if value.is_finite() else None
     if isinstance(raw, int | float):
         if isinstance(raw, float) and not math.isfinite(raw):
             return None
@@ -245,7 +260,7 @@ def _milliseconds(raw: object) -> int | None:
     if isinstance(raw, str):
         text = raw.strip()
         if text.isdecimal():
-            return _milliseconds(int(text))
+            return _milliseconds(int(text)) if len(text) <= _LONGEST_EPOCH else None
         try:
             return _milliseconds(datetime.fromisoformat(text))
         except ValueError:
@@ -308,7 +323,8 @@ def _whole(raw: object, name: str, warnings: list[str]) -> int | None:
 
 
 def _warn(name: str, raw: object, warnings: list[str]) -> None:
-    warnings.append(f"{name} {str(raw)[:40]!r} left out")
+    # A semicolon parts one warning from the next.
+    warnings.append(f"{name} {str(raw)[:40].replace(';', ',')!r} left out")
 
 
 def _address(raw: object, name: str, warnings: list[str]) -> str | None:
@@ -328,12 +344,29 @@ def _address(raw: object, name: str, warnings: list[str]) -> str | None:
     return "0x" + match.group(1).rjust(40, "0")
 
 
-def _selector(raw: object, call_data: str | None) -> str | None:
-    """Return the method id: of the call data where there is any, since that is what ran."""
-    if call_data is not None:
-        found = call_data[:10].lower()
-        if _SELECTOR.fullmatch(found):
-            return found
+def _call_data(raw: object) -> tuple[str | None, bool]:
+    """Return the call data from its method id on, and whether the record says that there was none.
+
+    Bytes that hold no method id are neither: nobody can tell what they called.
+    """
+    if not isinstance(raw, str):
+        return None, False
+    text = raw.strip()
+    if text[:2].lower() != "0x":
+        text = "0x" + text
+    if _SELECTOR.fullmatch(text[:10].lower()):
+        return "0x" + text[2:], False
+    return None, text in ("0x", "0X")
+
+
+def _named_token(tx_type: str) -> str | None:
+    """Return the symbol in front of "Transfer", unless that only says that it was a token."""
+    name = clean_name(tx_type.removesuffix("Transfer"))
+    return None if name is None or name.upper() in TOKEN_STANDARDS or name.lower() in ("token", "nft") else name
+
+
+def _selector(raw: object) -> str | None:
+    """Return the method id that an explorer wrote; the call data comes first, since that is what ran."""
     if isinstance(raw, str):
         found = raw.strip().lower()
         if _SELECTOR.fullmatch(found):
@@ -356,18 +389,19 @@ def _status(raw: object, warnings: list[str]) -> str | None:
         return None
     if isinstance(raw, bool):
         return SUCCESS if raw else FAILED
-    text = str(int(raw)) if isinstance(raw, float) and raw.is_integer() else str(raw).strip().lower()
+    whole = isinstance(raw, float) and raw in (0.0, 1.0)
+    text = str(int(raw)) if isinstance(raw, float) and whole else str(raw).strip().lower()
     if text in _NO_STATUS:
         return None
     status = _STATUS.get(text)
     if status is None:
-        warnings.append(f"status {str(raw)[:40]!r} left out")
+        _warn("status", raw, warnings)
     return status
 
 
 def _allowance(selector: str | None, call_data: str | None) -> str | None:
     """Return what an approval granted, read from its second argument."""
-    if call_data is None or selector not in (_APPROVE, _SET_APPROVAL_FOR_ALL):
+    if call_data is None or selector not in (APPROVE, SET_APPROVAL_FOR_ALL):
         return None
     word = call_data[74:138]
     if len(word) < 64:
@@ -378,7 +412,7 @@ def _allowance(selector: str | None, call_data: str | None) -> str | None:
         return None
     if value == 0:
         return "revoked"
-    if selector == _SET_APPROVAL_FOR_ALL:
+    if selector == SET_APPROVAL_FOR_ALL:
         return "unlimited"
     # Wallets write "unlimited" as the largest number of 256 or of 96 bits (some tokens cap there).
     return "unlimited" if value >= 2**255 or value == 2**96 - 1 else "limited"

@@ -62,15 +62,22 @@ class Embedder(Protocol):
 def checked_vectors(vectors: Sequence[Sequence[float]] | Matrix, *, count: int, dimensions: int) -> Matrix:
     """Return the reply as float32 rows of length 1, shape ``(count, dimensions)``.
 
-    Raises ``TransientError`` if a vector is missing or too many, has another dimension, holds NaN or infinity,
-    or is all zeros: such a reply is broken, and is asked for again. It is never stored.
+    Raises ``TransientError`` if a vector is missing or too many, has another dimension, holds NaN, infinity or
+    what is no number, or is all zeros: such a reply is broken, and is asked for again. It is never stored.
     """
     if len(vectors) != count:
         raise TransientError(f"the embedder answered {len(vectors)} vectors for {count} texts")
-    lengths = {len(vector) for vector in vectors}
+    try:
+        lengths = {len(vector) for vector in vectors}
+    except TypeError:
+        raise TransientError("the embedder answered something that is no vector") from None
     if lengths - {dimensions}:
         raise TransientError(f"the embedder answered vectors of {sorted(lengths)} dimensions, not {dimensions}")
-    matrix = np.asarray(vectors, dtype=np.float32).reshape(count, dimensions)
+    try:
+        with np.errstate(over="ignore"):  # what is too large becomes infinity, and is refused below
+            matrix = np.asarray(vectors, dtype=np.float32).reshape(count, dimensions)
+    except (TypeError, ValueError, OverflowError):
+        raise TransientError("the embedder answered a vector that holds something other than numbers") from None
     norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
     if not np.isfinite(norms).all():
         raise TransientError("the embedder answered a vector that holds NaN or infinity")

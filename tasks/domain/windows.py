@@ -38,7 +38,8 @@ class Window:
     def candidates(self, field: str) -> dict[str, Any]:
         """Return a MongoDB filter for the records that may lie inside: dates, epoch seconds, milliseconds, ISO text.
 
-        It never misses one, and takes a few too many: ``holds`` decides.
+        It never misses one, and takes a few too many: ``holds`` decides. Texts in another form than a date with
+        dashes (digits of seconds, ``20250601T12``, a space in front) have another order and are all taken.
         """
         if self.unbounded:
             return {}
@@ -47,17 +48,19 @@ class Window:
         millis: dict[str, Any] = {}
         texts: dict[str, Any] = {}
         if self.start is not None:
-            dates["$gte"] = self.start
-            seconds["$gte"] = self.start.timestamp()
-            millis["$gte"] = self.start.timestamp() * 1000
+            # A second more on either side, because times are rounded to milliseconds before they are compared.
+            dates["$gte"] = _moved(self.start, seconds=-1)
+            seconds["$gte"] = self.start.timestamp() - 1
+            millis["$gte"] = self.start.timestamp() * 1000 - 1
             # A time zone in the text moves it by at most a day against the order of the letters.
-            texts["$gte"] = f"{self.start - timedelta(days=1):%Y-%m-%d}"
+            texts["$gte"] = _moved(self.start, days=-1).date().isoformat()
         if self.end is not None:
-            dates["$lt"] = self.end
-            seconds["$lt"] = self.end.timestamp()
-            millis["$lt"] = self.end.timestamp() * 1000
-            texts["$lt"] = f"{self.end + timedelta(days=2):%Y-%m-%d}"
-        return {"$or": [{field: bounds} for bounds in (dates, seconds, millis, texts)]}
+            dates["$lt"] = _moved(self.end, seconds=1)
+            seconds["$lt"] = self.end.timestamp() + 1
+            millis["$lt"] = self.end.timestamp() * 1000 + 1
+            texts["$lt"] = _moved(self.end, days=2).date().isoformat()
+        others = {"$type": "string", "$not": {"$regex": "^[0-9]{4}-[0-9]{2}-[0-9]{2}"}}
+        return {"$or": [{field: bounds} for bounds in (dates, seconds, millis, texts, others)]}
 
     def holds(self, moment_ms: int | None) -> bool:
         """Return whether a time in epoch milliseconds lies inside. No time lies only in an unbounded window."""
@@ -67,3 +70,11 @@ class Window:
             return False
         after = self.start is None or moment_ms >= self.start.timestamp() * 1000
         return after and (self.end is None or moment_ms < self.end.timestamp() * 1000)
+
+
+def _moved(moment: datetime, **by: int) -> datetime:
+    """Return the moment in UTC, moved, as far as the calendar goes."""
+    try:
+        return moment.astimezone(UTC) + timedelta(**by)
+    except OverflowError:
+        return datetime(1, 1, 1, tzinfo=UTC) if min(by.values()) < 0 else datetime(9999, 12, 31, tzinfo=UTC)
