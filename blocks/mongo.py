@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from bson.codec_options import DatetimeConversion
+from bson.errors import InvalidBSON
 from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr
 from pymongo import MongoClient
 from pymongo import errors as mongo
 from pymongo.database import Database
 
+from tasks.domain.dead_letters import record_key
 from tasks.domain.errors import TerminalError, TransientError
 from tasks.domain.owners import Owners
 from tasks.domain.shards import ShardRange
@@ -28,7 +30,12 @@ _DECODING: dict[str, Any] = {
 }
 _BATCH = 2_000
 _SERVER_SELECTION_MS = 10_000
+_TIMEOUTS = ("serverSelectionTimeoutMS", "connectTimeoutMS")
 _UNAUTHORIZED, _AUTHENTICATION_FAILED = 13, 18
+#: Server errors that pass by themselves: elections, shutdowns, lost cursors, conflicts, time limits.
+_PASSING_CODES = frozenset(
+    {6, 7, 24, 43, 50, 64, 89, 91, 112, 136, 189, 262, 317, 9001, 10107, 11600, 11601, 11602, 13435, 13436}
+)
 _DISK_FULL_CODES = frozenset({14031, 28})  # OutOfDiskSpace, and the errno some versions pass through
 #: What a query reads of a transaction: call data stays out of nothing, because staking is read from it.
 _OWNER_FIELDS = {
@@ -46,7 +53,8 @@ def mongo_errors(doing: str, setting: str) -> Iterator[None]:
     except mongo.InvalidURI as error:
         # The driver's own words may repeat a part of the URI, and with it a password.
         raise TerminalError(
-            f"{setting} is not a MongoDB URI ({type(error).__name__}): mongodb://user:password@host/"
+            f"{setting} is not a MongoDB URI ({type(error).__name__}): mongodb://user:password@host/, where the signs "
+            "/ : @ % of user and password are written as %2F %3A %40 %25"
         ) from None
     except mongo.ConfigurationError as error:
         raise TerminalError(f"{setting} can't be used while {doing}: {error}") from None
@@ -57,18 +65,36 @@ def mongo_errors(doing: str, setting: str) -> Iterator[None]:
             ) from None
         if error.code in _DISK_FULL_CODES:
             raise TerminalError(f"MongoDB has no disk space left while {doing}: free some and run it again") from None
-        if isinstance(error, mongo.NotPrimaryError | mongo.ExecutionTimeout | mongo.WTimeoutError) or (
-            error.has_error_label("RetryableWriteError") or error.has_error_label("TransientTransactionError")
-        ):
-            raise TransientError(f"MongoDB failed while {doing}: {error.details or error}") from error
+        if _passes(error):
+            raise TransientError(f"MongoDB failed while {doing}: {_brief(error)}") from error
         raise TerminalError(f"MongoDB refused while {doing}: {_brief(error)}") from error
     except (mongo.ConnectionFailure, mongo.WaitQueueTimeoutError) as error:
         raise TransientError(f"MongoDB of {setting} does not answer while {doing}: {_brief(error)}") from error
+    except InvalidBSON as error:
+        raise TerminalError(f"MongoDB sent a document that can't be read while {doing}: {_brief(error)}") from error
     except mongo.PyMongoError as error:
         raise TerminalError(f"MongoDB failed while {doing}: {_brief(error)}") from error
 
 
+def _passes(error: mongo.OperationFailure) -> bool:
+    """Return whether the same command may work in a moment; a bulk write is as bad as its worst part."""
+    if isinstance(error, mongo.BulkWriteError):
+        details = error.details or {}
+        parts = [*details.get("writeErrors", ()), *details.get("writeConcernErrors", ())]
+        return bool(parts) and all(part.get("code") in _PASSING_CODES for part in parts)
+    return (
+        error.code in _PASSING_CODES
+        or isinstance(error, mongo.ExecutionTimeout | mongo.WTimeoutError)
+        or error.has_error_label("RetryableWriteError")
+        or error.has_error_label("TransientTransactionError")
+    )
+
+
 def _brief(error: Exception) -> str:
+    if isinstance(error, mongo.BulkWriteError):
+        details = error.details or {}
+        parts = [*details.get("writeErrors", ()), *details.get("writeConcernErrors", ())]
+        return "; ".join(str(part.get("errmsg"))[:200] for part in parts[:2])
     return str(error).partition(", Timeout:")[0].partition(", full error:")[0][:300]
 
 
@@ -86,14 +112,15 @@ class MongoDatabase(Block):
         """Return the database; the client is made once and shared by threads. No call leaves the process yet."""
         with self._client_lock:
             if self._client is None:
+                uri = self.uri.get_secret_value()
+                # What the URI says itself is left to it: an argument would be stronger.
+                timeouts = {name: _SERVER_SELECTION_MS for name in _TIMEOUTS if f"{name}=".lower() not in uri.lower()}
                 with mongo_errors("connecting", self.setting):
-                    self._client = MongoClient(
-                        self.uri.get_secret_value(),
-                        appname="cryptique-rag",
-                        serverSelectionTimeoutMS=_SERVER_SELECTION_MS,
-                        connectTimeoutMS=_SERVER_SELECTION_MS,
-                        **_DECODING,
-                    )
+                    try:
+                        self._client = MongoClient(uri, appname="cryptique-rag", **timeouts, **_DECODING)
+                    except ValueError as error:
+                        # A password with an unquoted / or : is taken for a port, and the driver may quote it.
+                        raise mongo.InvalidURI(type(error).__name__) from None
         return self._client[self.database]
 
     def close(self) -> None:
@@ -180,17 +207,24 @@ class MongoSource(MongoDatabase):
                 cursor = cursor.max([("_id", shard.upper)])
             yield from cursor.sort("_id", 1).batch_size(_BATCH)
 
-    def find_existing(self, collection: str, ids: Iterable[Any]) -> set[Any]:
-        """Return those of the ids that the collection still holds."""
+    def find_existing(self, collection: str, ids: Iterable[Any]) -> set[bytes]:
+        """Return the ``record_key`` of those ids that the collection still holds."""
         with mongo_errors(f"looking up {collection}", self.setting):
             rows = self.open_database()[collection].find({"_id": {"$in": list(ids)}}, {"_id": 1})
-            return {row["_id"] for row in rows}
+            return {record_key(row["_id"]) for row in rows}
 
     def find_missing_collections(self, names: Iterable[str]) -> list[str]:
         """Return those of the collections that the database doesn't have."""
         with mongo_errors("listing collections", self.setting):
             found = set(self.open_database().list_collection_names())
         return [name for name in names if name not in found]
+
+    def identify(self, collection: str) -> str:
+        """Return what tells this collection from every other, wherever its server answers: its own uuid."""
+        with mongo_errors(f"identifying {collection}", self.setting):
+            rows = list(self.open_database().list_collections(filter={"name": collection}))
+        uuid = rows[0].get("info", {}).get("uuid") if rows else None
+        return f"{self.database}.{collection}:{uuid}"
 
     def count(self, collection: str) -> int:
         """Return the number of records, from the collection's metadata."""

@@ -20,12 +20,14 @@ import pyarrow as pa
 from prefect.blocks.core import Block
 from pydantic import Field
 
-from tasks.domain.errors import ShardDamagedError, TerminalError
+from tasks.domain.errors import PipelineError, ShardDamagedError, TerminalError, TransientError
 from tasks.domain.shards import ShardFile, ShardRange
 from tasks.domain.vectors import Matrix
 
 _READ_BYTES = 1 << 20
-_PLAN = "plan.bson"
+_PLAN, _INDEX = "plan.bson", "paid_texts.sqlite"
+#: A run's folder that nothing was written to for this long can't be taken up any more.
+_FORGOTTEN_AFTER_S = 8 * 86_400
 
 
 class ShardStore(Block):
@@ -98,6 +100,17 @@ class ShardStore(Block):
         """Delete all files of a run. Safe to repeat."""
         shutil.rmtree(self.run_folder(run_key), ignore_errors=True)
 
+    def sweep(self, *, now_s: float) -> int:
+        """Delete the folders of runs that were given up long ago; return how many. Safe beside runs at work."""
+        forgotten = [
+            folder
+            for folder in (self.folder.iterdir() if self.folder.exists() else ())
+            if folder.is_dir() and now_s - folder.stat().st_mtime > _FORGOTTEN_AFTER_S
+        ]
+        for folder in forgotten:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(forgotten)
+
     @contextmanager
     def paid_texts(self, run_key: str) -> Iterator[PaidTexts]:
         """Open the run's index of texts that have a vector."""
@@ -137,18 +150,15 @@ class PaidTexts:
         self._lock = threading.Lock()
         self._sink: BinaryIO | None = None
         self._sources: dict[str, int] = {}
-        self._connection = sqlite3.connect(
-            folder / "paid_texts.sqlite", timeout=60, check_same_thread=False, isolation_level=None
-        )
-        # Losing the last transactions to a power cut costs a few embeddings, never a wrong vector.
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=OFF")
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS texts (hash BLOB PRIMARY KEY, file TEXT NOT NULL, "
-            "position INTEGER NOT NULL, size INTEGER NOT NULL, tokens INTEGER NOT NULL, shard INTEGER NOT NULL) "
-            "WITHOUT ROWID"
-        )
-        self._connection.execute("CREATE INDEX IF NOT EXISTS texts_of_shard ON texts (shard, tokens)")
+        with self._claims_lock:  # two threads that switch a new file to WAL at once lock each other out
+            try:
+                self._connection = _open_index(folder / _INDEX)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise _translated(error, folder) from error
+                # What can't be read was damaged by a crash; its texts are paid for again, which beats stopping.
+                (folder / _INDEX).rename(folder / f"{_INDEX}.damaged-{uuid4().hex[:8]}")
+                self._connection = _open_index(folder / _INDEX)
 
     def close(self) -> None:
         """Close the files."""
@@ -171,8 +181,9 @@ class PaidTexts:
                     f"SELECT hash, file, position, size FROM texts WHERE hash IN ({marks})",
                     some,
                 )
-                for key, name, position, size in rows:
-                    vector = os.pread(self._source(name), size, position)
+                for key, name, position, size in rows.fetchall():
+                    source = self._source(name)
+                    vector = os.pread(source, size, position) if source is not None else b""
                     if len(vector) == size:
                         found[key] = np.frombuffer(vector, dtype="<f4")
         return found
@@ -182,19 +193,23 @@ class PaidTexts:
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         size = rows.shape[1] * rows.itemsize
         with self._lock:
-            if self._sink is None:
-                self._sink = (self._folder / self._name).open("ab", buffering=0)
-            start = self._sink.tell()
-            self._sink.write(rows.data)
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(
-                "INSERT OR IGNORE INTO texts VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (key, self._name, start + index * size, size, count, shard)
-                    for index, (key, count) in enumerate(zip(hashes, tokens, strict=True))
-                ],
-            )
-            self._connection.execute("COMMIT")
+            try:
+                if self._sink is None:
+                    self._sink = (self._folder / self._name).open("ab")
+                start = self._sink.tell()
+                self._sink.write(rows.data)
+                self._sink.flush()
+                with self._connection:  # commits, or rolls back
+                    self._connection.execute("BEGIN IMMEDIATE")
+                    self._connection.executemany(
+                        "INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, ?, ?)",
+                        [
+                            (key, self._name, start + index * size, size, count, shard)
+                            for index, (key, count) in enumerate(zip(hashes, tokens, strict=True))
+                        ],
+                    )
+            except (OSError, sqlite3.Error) as error:
+                raise _translated(error, self._folder) from error
         self.release(hashes)
 
     def paid_by(self, shard: int) -> tuple[int, int]:
@@ -237,7 +252,34 @@ class PaidTexts:
             if event is not None:
                 event.wait()
 
-    def _source(self, name: str) -> int:
+    def _source(self, name: str) -> int | None:
         if name not in self._sources:
-            self._sources[name] = os.open(self._folder / name, os.O_RDONLY)
+            try:
+                self._sources[name] = os.open(self._folder / name, os.O_RDONLY)
+            except FileNotFoundError:
+                return None
         return self._sources[name]
+
+
+def _open_index(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
+    # Losing the last transactions to a power cut costs a few embeddings, never a wrong vector.
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS texts (hash BLOB PRIMARY KEY, file TEXT NOT NULL, position INTEGER NOT NULL, "
+        "size INTEGER NOT NULL, tokens INTEGER NOT NULL, shard INTEGER NOT NULL) WITHOUT ROWID"
+    )
+    connection.execute("CREATE INDEX IF NOT EXISTS texts_of_shard ON texts (shard, tokens)")
+    return connection
+
+
+def _translated(error: OSError | sqlite3.Error, folder: Path) -> PipelineError:
+    """Return what a failure of the folder means: a full disk is for a person, a busy file for the retry."""
+    words = str(error)
+    if isinstance(error, OSError) or "full" in words or "readonly" in words:
+        return TerminalError(
+            f"can't keep what was paid for in {folder}: {words}. Free space there, or point CRYPTIQUE_HOME elsewhere, "
+            "and run the same command again: it resumes"
+        )
+    return TransientError(f"the index of paid texts in {folder} is busy: {words}")

@@ -19,9 +19,9 @@ from pymongo.write_concern import WriteConcern
 from blocks.mongo import MongoDatabase, Record, mongo_errors
 from tasks.domain import collections as schema
 from tasks.domain.collections import Collection, Index
-from tasks.domain.dead_letters import DeadLetter
+from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.errors import ShardDamagedError, TerminalError
-from tasks.domain.manifests import Manifest
+from tasks.domain.manifests import Manifest, ShardOutcome
 from tasks.domain.rows import Stored, VectorForm
 from tasks.domain.shards import ShardRange
 from tasks.domain.vectors import EmbedderFacts
@@ -218,8 +218,9 @@ class VectorStore(MongoDatabase):
                 .batch_size(20_000)
             )
             for row in cursor:
-                _, contract_id, _, ordinal = row["documentId"].split(":")
-                if ordinal == "0":
+                parts = row["documentId"].removeprefix(f"{source_type}:").rsplit(":", 2)
+                if len(parts) == 3 and parts[2] == "0":
+                    contract_id = parts[0]
                     counts[contract_id] = counts.get(contract_id, 0) + 1
         return counts
 
@@ -348,12 +349,12 @@ class VectorStore(MongoDatabase):
                 ordered=False,
             )
 
-    def find_dead_letter_ids(self, source_type: str, ids: Iterable[Any]) -> set[Any]:
-        """Return those of the record ids that have an open dead letter."""
+    def find_dead_letter_keys(self, source_type: str, ids: Iterable[Any]) -> set[bytes]:
+        """Return the ``record_key`` of those record ids that have an open dead letter."""
         with mongo_errors("reading dead letters", self.setting):
             box = self.open_database()[schema.DEAD_LETTERS]
             criteria = {"sourceType": source_type, "sourceId": {"$in": list(ids)}, "status": "open"}
-            return {row["sourceId"] for row in box.find(criteria, {"sourceId": 1})}
+            return {record_key(row["sourceId"]) for row in box.find(criteria, {"sourceId": 1})}
 
     def read_dead_letter_ids(self, source_type: str) -> Iterator[Any]:
         """Yield the record ids of all open dead letters of a source."""
@@ -377,18 +378,36 @@ class VectorStore(MongoDatabase):
 
     # -- checkpoints and jobs ---------------------------------------------------------------------------------
 
-    def save_checkpoint(self, run_key: str, shard: int, manifest: Manifest, *, now: datetime) -> None:
-        """Put down that a shard is finished, with its counts. Call it when all else of the shard is written."""
+    def save_checkpoint(self, run_key: str, shard: int, outcome: ShardOutcome, *, now: datetime) -> None:
+        """Put down that a shard is finished, with its counts and the ids of its stored records.
+
+        Call it when all else of the shard is written.
+        """
         with mongo_errors("writing a checkpoint", self.setting):
             box = self.open_database().get_collection(schema.CHECKPOINTS, write_concern=_DURABLE)
-            row = {"runKey": run_key, "shard": shard, "createdAt": now, **manifest.to_record()}
+            row = {
+                "runKey": run_key,
+                "shard": shard,
+                "createdAt": now,
+                "recordIds": outcome.stored_ids,
+                **outcome.manifest.to_record(),
+            }
             box.replace_one({"runKey": run_key, "shard": shard}, row, upsert=True)
 
     def load_checkpoints(self, run_key: str) -> dict[int, Manifest]:
         """Return the manifests of a run's finished shards, by shard number."""
         with mongo_errors("reading checkpoints", self.setting):
             box = self.open_database().get_collection(schema.CHECKPOINTS, read_concern=ReadConcern("majority"))
-            return {row["shard"]: Manifest.from_record(row) for row in box.find({"runKey": run_key})}
+            rows = box.find({"runKey": run_key}, {"recordIds": 0})
+            return {row["shard"]: Manifest.from_record(row) for row in rows}
+
+    def load_stored_ids(self, run_key: str, shard: int) -> set[ObjectId]:
+        """Return the records of a finished shard that have vectors, as its checkpoint says."""
+        with mongo_errors("reading a checkpoint", self.setting):
+            box = self.open_database().get_collection(schema.CHECKPOINTS, read_concern=ReadConcern("majority"))
+            row = box.find_one({"runKey": run_key, "shard": shard}, {"recordIds": 1})
+        ids = row["recordIds"] if row else b""
+        return {ObjectId(ids[at : at + 12]) for at in range(0, len(ids), 12)}
 
     def drop_checkpoints(self, run_key: str) -> None:
         """Delete a run's checkpoints, after it is complete."""
@@ -399,6 +418,38 @@ class VectorStore(MongoDatabase):
         """Return the newest job that matches."""
         with mongo_errors("reading jobs", self.setting):
             return self.open_database()[schema.JOBS].find_one(dict(criteria), sort=[("createdAt", -1)])
+
+    def claim_job(self, job: Mapping[str, Any], *, instead_of: Mapping[str, Any] | None = None) -> bool:
+        """Write a job that is processing, new or in the place of one as it was read; False if another was quicker.
+
+        An index lets only one job per piece of work be processing, so of two callers one gets it.
+        """
+        with mongo_errors("claiming a job", self.setting):
+            jobs = self.open_database().get_collection(schema.JOBS, write_concern=_DURABLE)
+            try:
+                if instead_of is None:
+                    jobs.insert_one(dict(job))
+                    return True
+                as_read = {name: instead_of[name] for name in ("jobId", "status", "updatedAt")}
+                return jobs.replace_one(as_read, dict(job)).matched_count == 1
+            except mongo.DuplicateKeyError:
+                return False
+
+    def give_up_job(self, job: Mapping[str, Any], *, error: str, now: datetime) -> None:
+        """Mark a job as failed whose process is gone, unless it changed since it was read."""
+        with mongo_errors("closing a job", self.setting):
+            jobs = self.open_database().get_collection(schema.JOBS, write_concern=_DURABLE)
+            as_read = {name: job[name] for name in ("jobId", "status", "updatedAt")}
+            entry = {"timestamp": now, "sourceId": None, "error": error, "errorCode": "run", "retryCount": 0}
+            change = {"status": "failed", "completedAt": now, "updatedAt": now}
+            jobs.update_one(as_read, {"$set": change, "$push": {"errors": entry}})
+
+    def touch_job(self, job_id: str, *, now: datetime) -> None:
+        """Show that a job's process is alive."""
+        with mongo_errors("writing a job", self.setting):
+            self.open_database()[schema.JOBS].update_one(
+                {"jobId": job_id, "status": "processing"}, {"$set": {"updatedAt": now}}
+            )
 
     def save_job(self, job: Mapping[str, Any]) -> None:
         """Write a job whole, by ``jobId``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from deployments.embedded import embedded_mongod, local_prefect_server
 from deployments.settings import Settings
@@ -34,18 +33,17 @@ def running_services(settings: Settings, *, prefect: bool = True, oplog_mb: int 
         prefect_url = None
         if prefect:
             prefect_url = settings.prefect_api_url or stack.enter_context(local_prefect_server(settings.home))
-            stack.enter_context(_talking_to(prefect_url, settings.home))
+            stack.enter_context(_talking_to(prefect_url))
         yield Services(mongo_uri, prefect_url)
 
 
 @contextmanager
-def _talking_to(url: str, home: Path) -> Iterator[None]:
+def _talking_to(url: str) -> Iterator[None]:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
-    from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    # Results of finished stages, by which a run resumes, lie beside the shard files that they refer to.
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_LOCAL_STORAGE_PATH: home / "results"}):
+    with temporary_settings({PREFECT_API_URL: url}):
         try:
             yield
         finally:

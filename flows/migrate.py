@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,9 @@ from flows.progress import Progress, duration
 from tasks.checkpoint import checkpoint_shard
 from tasks.chunk import DescribedChunk, chunk_shard
 from tasks.domain.chunks import ChunkSize
-from tasks.domain.errors import InputError, ShardDamagedError, TerminalError
+from tasks.domain.errors import InputError, PipelineError, ShardDamagedError, TerminalError
 from tasks.domain.jobs import JobOrigin, Status, job_id, job_record
-from tasks.domain.manifests import Manifest
+from tasks.domain.manifests import Counts, Manifest
 from tasks.domain.owners import Owners
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run, Scope, fingerprint
@@ -44,7 +45,7 @@ from tasks.domain.vectors import EmbedderFacts
 from tasks.domain.windows import Window
 from tasks.embed import embed_shard
 from tasks.extract import COLLECTION, extract_shard, in_window, source_criteria
-from tasks.policy import DEFAULT_RETRIES, WRITING
+from tasks.policy import DEFAULT_RETRIES, STAGE
 from tasks.reconcile import Reconciliation, reconcile_run
 from tasks.upsert import upsert_shard
 from tasks.validate import validate_shard
@@ -59,7 +60,10 @@ _ARTIFACT_EVERY_S = 5.0
 _RESUMABLE_FOR = timedelta(days=7)
 #: A run on another machine that has not said anything for this long is dead.
 _SILENT_FOR = timedelta(minutes=5)
+_HEARTBEAT_S = 30.0
 _MAX_REPAIRS = 2
+_SHOWN_DIFFERENCES = 5
+_ENDED = {"failed": "failed", "cancelled": "was stopped"}
 #: What the offline embedder's tokens would have cost.
 _REFERENCE_MODEL = "gemini-embedding-001"
 
@@ -191,12 +195,19 @@ def migrate(
     _check_embedder.with_options(retries=retries)(embedder)
     _initialise.with_options(retries=retries)(vectors, facts.dimensions)
     vectors.require_model(facts, replace=replace_model, write=True)
-    work = fingerprint(scope, facts, shard_rows=shard_rows, database=vectors.database, form=vectors.vector_form)
-    origin = JobOrigin(
-        work, "prefect" if runtime.deployment.id else "command line", _worker_id() or "", socket.gethostname()
+    work = fingerprint(
+        scope,
+        facts,
+        shard_rows=shard_rows,
+        source=source.identify(COLLECTION),
+        owners=owners.digest(),
+        form=vectors.vector_form,
     )
-    run, shards = _take_up(scope, flow_run_id, work, parts, resume=resume, shard_rows=shard_rows)
-    report = _carry_out(run, shards, parts, origin, shards_in_flight, remove_orphans, began)
+    triggered_by = "prefect" if runtime.deployment.id else "command line"
+    origin = JobOrigin(work, triggered_by, _worker_id() or "", socket.gethostname())
+    job = _take_up(scope, flow_run_id, origin, parts, resume=resume)
+    with _heartbeat(vectors, job.id):
+        report = _carry_out(job, parts, shard_rows, shards_in_flight, remove_orphans, began)
     return Completed(message=_message(report), data=asdict(report))
 
 
@@ -237,35 +248,97 @@ def _new_run(scope: Scope, flow_run_id: str, vectors: VectorStore) -> Run:
     )
 
 
-def _take_up(
-    scope: Scope, flow_run_id: str, work: str, parts: _Parts, *, resume: bool, shard_rows: int
-) -> tuple[Run, list[ShardRange]]:
-    """Return the run and its shards: those of an unfinished run of the same work, or new ones.
+@dataclass(slots=True)
+class _Job:
+    """The run as ``embeddingjobs`` shows it; every write replaces the record whole."""
+
+    run: Run
+    origin: JobOrigin
+    parts: _Parts
+    previous: dict[str, Any] | None = None
+    total: int = 0
+    manifest: Manifest = field(default_factory=Manifest)
+
+    @property
+    def id(self) -> str:
+        return job_id(self.run.key)
+
+    def record(self, status: Status, *, left_s: float | None = None, **more: Any) -> dict[str, Any]:
+        now = datetime.now(UTC)
+        return job_record(
+            self.run,
+            self.origin,
+            self.parts.facts,
+            self.parts.size,
+            status=status,
+            total=self.total,
+            manifest=self.manifest,
+            now=now,
+            previous=self.previous,
+            estimated_completion=now + timedelta(seconds=left_s) if left_s is not None else None,
+            **more,
+        )
+
+    def save(self, status: Status, **more: Any) -> None:
+        """Write the record. What can't be written now is written by the next call: it never stops the work."""
+        try:
+            self.parts.vectors.save_job(self.record(status, **more))
+        except PipelineError as error:
+            get_run_logger().warning("the job's record is behind: %s", error)
+
+
+def _take_up(scope: Scope, flow_run_id: str, origin: JobOrigin, parts: _Parts, *, resume: bool) -> _Job:
+    """Return the job, claimed for this process: an unfinished one of the same work, or a new one.
 
     Raises ``TerminalError`` while another run is at the same work.
     """
     logger = get_run_logger()
-    previous = parts.vectors.find_job({"metadata.fingerprint": work})
-    if previous is not None and previous["status"] == "processing" and _is_alive(previous):
-        raise TerminalError(
-            f"run {previous['metadata']['runId']} on {previous['workerHost']} is at this work right now: wait for it, "
-            "or cancel it first"
-        )
-    if resume and previous is not None and previous["status"] != "completed":
-        key = previous["metadata"]["runKey"]
-        shards = parts.store.read_plan(key)
-        if shards is not None and datetime.now(UTC) - previous["updatedAt"] < _RESUMABLE_FOR:
-            logger.info(
-                "taking up run %s, which %s",
-                key,
-                "was cut off" if previous["status"] == "processing" else "failed",
+    vectors, store = parts.vectors, parts.store
+    previous = vectors.find_job({"metadata.fingerprint": origin.fingerprint})
+    run = _new_run(scope, flow_run_id, vectors)
+    store.sweep(now_s=time.time())
+    taken_up = None
+    if previous is not None and previous["status"] != "completed":
+        if previous["status"] == "processing" and _is_alive(previous):
+            raise TerminalError(
+                f"run {previous['metadata']['runId']} on {previous['workerHost']} is at this work right now: wait for "
+                "it, or cancel it first"
             )
-            started_ms = int(previous["startedAt"].timestamp() * 1000)
-            return Run(key, flow_run_id, scope, started_ms, parts.vectors.is_empty()), shards
-    run = _new_run(scope, flow_run_id, parts.vectors)
-    shards = plan_shards.with_options(retries=parts.retries)(parts.source, _whole(parts.owners), scope, shard_rows)
-    parts.store.write_plan(run.key, shards)
-    return run, shards
+        if resume and _is_resumable(previous, store):
+            taken_up = previous
+            run = replace(run, key=previous["metadata"]["runKey"])
+            logger.info("taking up run %s, which %s", run.key, _ENDED.get(previous["status"], "was cut off"))
+        elif previous["status"] == "processing":
+            vectors.give_up_job(previous, error="its process is gone", now=datetime.now(UTC))
+    job = _Job(run, origin, parts, previous=taken_up)
+    if not vectors.claim_job(job.record("processing"), instead_of=taken_up):
+        raise TerminalError("another run took up this work just now: wait for it, or cancel it first")
+    return job
+
+
+def _is_resumable(job: dict[str, Any], store: ShardStore) -> bool:
+    metadata = job["metadata"]
+    recent = datetime.now(UTC) - job["startedAt"] < _RESUMABLE_FOR
+    return bool(metadata.get("resumable", True) and recent and store.read_plan(metadata["runKey"]) is not None)
+
+
+@contextmanager
+def _heartbeat(vectors: VectorStore, job: str) -> Iterator[None]:
+    """Show that this process is alive, also while one shard takes long: a silent job of another machine is dead."""
+    stopped = threading.Event()
+
+    def beat() -> None:
+        while not stopped.wait(_HEARTBEAT_S):
+            with suppress(PipelineError):
+                vectors.touch_job(job, now=datetime.now(UTC))
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _is_alive(job: dict[str, Any]) -> bool:
@@ -293,13 +366,13 @@ def _worker_id(pid: int | None = None) -> str | None:
     return f"{socket.gethostname()}:{pid}:{started}"
 
 
-@task(name="check embedder", task_run_name="check embedder", **WRITING)
+@task(name="check embedder", task_run_name="check embedder", **STAGE)
 def _check_embedder(embedder: PipelineEmbedder) -> None:
     """Prove that the embedder answers, before anything is made or read. A service that is busy is asked again."""
     embedder.check()
 
 
-@task(name="initialise", task_run_name="initialise", **WRITING)
+@task(name="initialise", task_run_name="initialise", **STAGE)
 def _initialise(vectors: VectorStore, dimensions: int) -> None:
     """Make what the store lacks; what differs is logged, and ``initialise`` reports it in full."""
     logger = get_run_logger()
@@ -310,7 +383,7 @@ def _initialise(vectors: VectorStore, dimensions: int) -> None:
         logger.warning("drift: %s", line)
 
 
-@task(name="plan", task_run_name="plan", **WRITING)
+@task(name="plan", task_run_name="plan", **STAGE)
 def plan_shards(source: MongoSource, owners: Owners, scope: Scope, shard_rows: int) -> list[ShardRange]:
     """Return the ranges of the source that make up the shards, in order."""
     criteria = source_criteria(scope, owners)
@@ -323,56 +396,54 @@ def plan_shards(source: MongoSource, owners: Owners, scope: Scope, shard_rows: i
 
 
 def _carry_out(
-    run: Run,
-    shards: list[ShardRange],
-    parts: _Parts,
-    origin: JobOrigin,
-    shards_in_flight: int,
-    remove_orphans: bool,
-    began: float,
+    job: _Job, parts: _Parts, shard_rows: int, shards_in_flight: int, remove_orphans: bool, began: float
 ) -> MigrateReport:
     """Run every unfinished shard through the stages, reconcile, and keep the job's record true throughout."""
     logger = get_run_logger()
-    vectors, store = parts.vectors, parts.store
-    finished = vectors.load_checkpoints(run.key)
-    manifest = Manifest()
-    for done in finished.values():
-        manifest.merge(done)
-    total = sum(shard.planned for shard in shards)
-    progress = Progress(total, done=manifest.total.read, resumed=manifest.total.read)
-    if finished:
-        logger.info("%d of %d shards were finished before", len(finished), len(shards))
-    previous = vectors.find_job({"jobId": job_id(run.key)})
-    write_job = partial(job_record, run, origin, parts.facts, parts.size, total=total, previous=previous)
-
-    def save_job(status: Status, error: str | None = None) -> None:
-        left = progress.seconds_left
-        now = datetime.now(UTC)
-        estimated = now + timedelta(seconds=left) if left is not None and status == "processing" else None
-        vectors.save_job(
-            write_job(status=status, manifest=manifest, now=now, estimated_completion=estimated, error=error)
-        )
-
-    save_job("processing")
-    announcer = _Announcer(progress)
-    unfinished = [shard for shard in shards if shard.number not in finished]
-    checkpoints: list[PrefectFuture[Manifest]] = []
+    run, vectors, store, manifest = job.run, parts.vectors, parts.store, job.manifest
+    resumable = True
     try:
-        for checkpoint in _finish_shards(run, unfinished, parts, shards_in_flight):
+        shards = store.read_plan(run.key) if job.previous else None
+        if shards is None:
+            shards = plan_shards.with_options(retries=parts.retries)(
+                parts.source, _whole(parts.owners), run.scope, shard_rows
+            )
+            store.write_plan(run.key, shards)
+        job.total = sum(shard.planned for shard in shards)
+        finished = vectors.load_checkpoints(run.key)
+        counts = {number: done.total for number, done in finished.items()}
+        for done in finished.values():
+            manifest.merge(done)
+        if finished:
+            logger.info("%d of %d shards were finished before", len(finished), len(shards))
+        progress = Progress(job.total, done=manifest.total.read, resumed=manifest.total.read)
+        announcer = _Announcer(progress)
+        checkpoints: list[PrefectFuture[Manifest]] = []
+        unfinished = [shard for shard in shards if shard.number not in finished]
+        for shard, checkpoint in _finish_shards(run, unfinished, parts, shards_in_flight):
             checkpoints.append(checkpoint)
             done = checkpoint.result()
             manifest.merge(done)
+            counts[shard.number] = done.total
             progress.done, progress.dead_lettered = manifest.total.read, manifest.total.dead_lettered
             announcer.tell()
-            save_job("processing")
+            job.save("processing", left_s=progress.seconds_left)
         manifest.require_closed("the run")
-        result = _reconcile(run, shards, manifest, parts, remove_orphans, after=checkpoints)
+        result = _reconcile(run, shards, counts, manifest, parts, remove_orphans, after=checkpoints)
+        if result.differences:
+            # Its checkpoints promise what the store doesn't hold: a run that took them up would fail for ever.
+            resumable = False
+            raise TerminalError(
+                "source and store differ after the run: "
+                + "; ".join(result.differences[:_SHOWN_DIFFERENCES])
+                + ". Run it again: it looks at every record anew, writes what is missing and leaves the rest"
+            )
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | CancelledError | SystemExit | GeneratorExit)
-        save_job("cancelled" if stopped else "failed", str(error) or type(error).__name__)
+        stopped = not isinstance(error, Exception)  # Ctrl-C, SIGTERM, a cancel in the UI
+        job.save("cancelled" if stopped else "failed", error=str(error) or type(error).__name__, resumable=resumable)
         raise
     announcer.finish()
-    save_job("completed")
+    job.save("completed")
     store.drop_run(run.key)
     vectors.drop_checkpoints(run.key)
     report = _report(run, manifest, parts, began, resumed_shards=len(finished), result=result)
@@ -384,8 +455,8 @@ def _carry_out(
 
 def _finish_shards(
     run: Run, shards: list[ShardRange], parts: _Parts, in_flight: int
-) -> Iterator[PrefectFuture[Manifest]]:
-    """Yield each shard's last stage, which returns its manifest, once it is finished; ``in_flight`` are at work.
+) -> Iterator[tuple[ShardRange, PrefectFuture[Manifest]]]:
+    """Yield each shard with its last stage, which returns its manifest, once it is finished; ``in_flight`` are at work.
 
     A shard whose files were lost or damaged runs again from its source. The first other failure ends it: shards
     already at work are waited for, since what they paid for is kept.
@@ -394,7 +465,9 @@ def _finish_shards(
     chains: dict[PrefectFuture[Any], tuple[ShardRange, int, list[PrefectFuture[Any]]]] = {}
 
     def submit(shard: ShardRange, attempt: int) -> None:
-        chain = _submit(replace(run, attempt=attempt), shard, parts)
+        # What an earlier attempt wrote is there now, whatever the store held when the run began.
+        empty = run.target_was_empty and attempt == 0
+        chain = _submit(replace(run, attempt=attempt, target_was_empty=empty), shard, parts)
         chains[chain[-1]] = (shard, attempt, chain)
 
     while waiting or chains:
@@ -404,7 +477,7 @@ def _finish_shards(
         shard, attempt, chain = chains.pop(last)
         error = _first_error(chain)
         if error is None:
-            yield last
+            yield shard, last
         elif isinstance(error, ShardDamagedError) and attempt < _MAX_REPAIRS:
             get_run_logger().warning("shard %d runs again: %s", shard.number, error)
             submit(shard, attempt + 1)
@@ -429,18 +502,18 @@ def _submit(run: Run, shard: ShardRange, parts: _Parts) -> list[PrefectFuture[An
     retries = parts.retries
     store, vectors = parts.store, parts.vectors
     extracted = extract_shard.with_options(retries=retries).submit(
-        run, shard, parts.source, _whole(parts.owners), store
+        _whole(run), shard, parts.source, _whole(parts.owners), store
     )
-    validated = validate_shard.with_options(retries=retries).submit(run, _from(extracted), store)
+    validated = validate_shard.with_options(retries=retries).submit(_whole(run), _from(extracted), store)
     chunked = chunk_shard.with_options(retries=retries).submit(
-        run, _from(validated), store, parts.source, vectors, parts.facts, parts.size
+        _whole(run), _from(validated), store, parts.source, vectors, _whole(parts.facts), _whole(parts.size)
     )
     embedded = embed_shard.with_options(retries=retries).submit(
-        run, _from(chunked), store, parts.embedder, parts.embedder.concurrency
+        _whole(run), _from(chunked), store, parts.embedder, parts.embedder.concurrency
     )
-    upserted = upsert_shard.with_options(retries=retries).submit(run, _from(embedded), store, vectors)
+    upserted = upsert_shard.with_options(retries=retries).submit(_whole(run), _from(embedded), store, vectors)
     checkpointed = checkpoint_shard.with_options(retries=retries).submit(
-        run, _from(embedded), _from(upserted), store, vectors
+        _whole(run), _from(embedded), _from(upserted), store, vectors
     )
     return [extracted, validated, chunked, embedded, upserted, checkpointed]
 
@@ -458,6 +531,7 @@ def _first_error(chain: list[PrefectFuture[Any]]) -> BaseException | None:
 def _reconcile(
     run: Run,
     shards: list[ShardRange],
+    counts: dict[int, Counts],
     manifest: Manifest,
     parts: _Parts,
     remove_orphans: bool,
@@ -466,9 +540,10 @@ def _reconcile(
 ) -> Reconciliation:
     criteria = source_criteria(run.scope, parts.owners)
     return reconcile_run.with_options(retries=parts.retries)(
-        run,
+        _whole(run),
         _whole(shards),
-        manifest,
+        _whole(counts),
+        _whole(manifest),
         parts.source,
         parts.vectors,
         COLLECTION,
@@ -599,9 +674,14 @@ class _Announcer:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._artifact = create_progress_artifact(
-            progress=progress.percent, key="migrate-progress", description="Records done of those planned"
-        )
+        self._artifact: UUID | None = None
+        with _never_stopping("the progress artifact"):
+            self._artifact = cast(
+                UUID,
+                create_progress_artifact(
+                    progress=progress.percent, key="migrate-progress", description="Records done of those planned"
+                ),
+            )
         self._told = time.monotonic()
         progress.tell()
 
@@ -617,11 +697,21 @@ class _Announcer:
         self._update()
 
     def _update(self) -> None:
-        update_progress_artifact(
-            artifact_id=cast(UUID, self._artifact),
-            progress=self._progress.percent,
-            description=str(self._progress),
-        )
+        if self._artifact is None:
+            return
+        with _never_stopping("the progress artifact"):
+            update_progress_artifact(
+                artifact_id=self._artifact, progress=self._progress.percent, description=str(self._progress)
+            )
+
+
+@contextmanager
+def _never_stopping(what: str) -> Iterator[None]:
+    """Log a failure of what only tells about the work: it must not stop the work itself."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever the server's client raises
+        get_run_logger().warning("%s could not be written: %s", what, error)
 
 
 def _publish(report: MigrateReport, manifest: Manifest, parts: _Parts) -> None:
@@ -657,4 +747,5 @@ def _publish(report: MigrateReport, manifest: Manifest, parts: _Parts) -> None:
     ]
     if len(owners) > shown:
         lines.append(f"\n{len(owners) - shown:,} more contracts have fewer records.")
-    create_markdown_artifact("\n".join(lines), key="migrate-summary", description="What the run did")
+    with _never_stopping("the summary artifact"):
+        create_markdown_artifact("\n".join(lines), key="migrate-summary", description="What the run did")

@@ -12,10 +12,10 @@ from blocks.vector_store import VectorStore
 from tasks.domain.manifests import Manifest, ShardOutcome
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
-from tasks.policy import WRITING
+from tasks.policy import STAGE
 
 
-@task(name="checkpoint", task_run_name="checkpoint {shard.number}", **WRITING)
+@task(name="checkpoint", task_run_name="checkpoint {shard.number}", **STAGE)
 def checkpoint_shard(
     run: Run,
     shard: Shard,
@@ -29,9 +29,9 @@ def checkpoint_shard(
     """
     now = datetime.now(UTC)
     vectors.save_dead_letters(outcome.letters, run_id=run.id, now=now)
-    if outcome.written_ids and vectors.has_dead_letters():
-        ids = [ObjectId(outcome.written_ids[at : at + 12]) for at in range(0, len(outcome.written_ids), 12)]
+    if outcome.stored_ids and vectors.has_dead_letters():
+        ids = [ObjectId(outcome.stored_ids[at : at + 12]) for at in range(0, len(outcome.stored_ids), 12)]
         vectors.resolve_dead_letters(run.scope.source_type, ids, run_id=run.id, now=now)
-    vectors.save_checkpoint(run.key, shard.number, outcome.manifest, now=now)
+    vectors.save_checkpoint(run.key, shard.number, outcome, now=now)
     store.drop_shard(run.key, shard.number)
     return outcome.manifest

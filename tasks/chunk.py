@@ -14,7 +14,7 @@ from blocks.shards import ShardStore
 from blocks.tokens import count_tokens
 from blocks.vector_store import VectorStore
 from tasks.domain.chunks import Chunk, ChunkSize, content_hash, split_text
-from tasks.domain.dead_letters import DeadLetter, duplicate_letter
+from tasks.domain.dead_letters import DeadLetter, duplicate_letter, record_key
 from tasks.domain.documents import Document, describe_transaction
 from tasks.domain.rows import Stored, document_id, encode_body, judge, row_hash
 from tasks.domain.runs import Run
@@ -22,7 +22,7 @@ from tasks.domain.shards import Shard
 from tasks.domain.tables import from_table, to_table
 from tasks.domain.transactions import Transaction
 from tasks.domain.vectors import EmbedderFacts
-from tasks.policy import REMEMBERED
+from tasks.policy import STAGE
 
 COLLECTION = "transactions"
 
@@ -46,7 +46,7 @@ class DescribedChunk:
     verdict: int
 
 
-@task(name="chunk", task_run_name="chunk {shard.number}", **REMEMBERED)
+@task(name="chunk", task_run_name="chunk {shard.number}", **STAGE)
 def chunk_shard(
     run: Run,
     shard: Shard,
@@ -117,7 +117,7 @@ def _find_twins(
     twins: dict[str, str] = {}
     for key, ids in holders.items():
         stranger = strangers.get(key)
-        if stranger is not None and ObjectId(stranger) in alive:
+        if stranger is not None and record_key(ObjectId(stranger)) in alive:
             keeper = stranger
         elif len(ids) == 1:
             continue

@@ -22,7 +22,7 @@ from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
 from tasks.domain.tables import to_table
 from tasks.domain.vectors import Embedder, Matrix, pack_batches
-from tasks.policy import DEFAULT_RETRIES, REMEMBERED
+from tasks.policy import DEFAULT_RETRIES, STAGE
 
 #: A request that fails is tried again here, so that a shard doesn't start over for one of its fifty requests;
 #: when that is spent, the task's own retry takes what is still missing.
@@ -36,7 +36,7 @@ class _Text:
     tokens: int
 
 
-@task(name="embed", task_run_name="embed {shard.number}", **REMEMBERED)
+@task(name="embed", task_run_name="embed {shard.number}", **STAGE)
 def embed_shard(run: Run, shard: Shard, store: ShardStore, embedder: Embedder, concurrency: int) -> Shard:
     """Return the shard with its vectors' file; chunks whose text the embedder refuses become dead letters.
 
@@ -49,6 +49,7 @@ def embed_shard(run: Run, shard: Shard, store: ShardStore, embedder: Embedder, c
     with store.paid_texts(run.key) as paid:
         missing = texts
         vectors: dict[bytes, Matrix] = {}
+        asked: set[bytes] = set()
         while missing:
             vectors.update(paid.find([text.hash for text in missing]))
             missing = [text for text in missing if text.hash not in vectors and text.hash not in reasons]
@@ -59,6 +60,10 @@ def embed_shard(run: Run, shard: Shard, store: ShardStore, embedder: Embedder, c
                 vectors.update(known)
                 claimed = set(mine) - known.keys()
                 todo = [text for text in missing if text.hash in claimed]
+                again = asked.intersection(claimed)
+                if again:
+                    raise TransientError(f"{len(again)} vectors that were just kept can't be read again")
+                asked |= claimed
                 reasons.update(_embed(todo, embedder, paid, shard.number, concurrency))
             finally:
                 paid.release(mine)

@@ -17,7 +17,7 @@ from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import Shard, ShardRange
 from tasks.domain.tables import to_table
 from tasks.domain.transactions import Transaction, parse_block_time, parse_transaction
-from tasks.policy import REMEMBERED
+from tasks.policy import STAGE
 
 COLLECTION = "transactions"
 #: All that parsing reads. Fields that nobody knows stay where they are.
@@ -75,7 +75,7 @@ def in_window(record: Mapping[str, Any], scope: Scope) -> bool:
     return scope.window.unbounded or scope.window.holds(parse_block_time(record.get("block_time")))
 
 
-@task(name="extract", task_run_name="extract {shard.number}", **REMEMBERED)
+@task(name="extract", task_run_name="extract {shard.number}", **STAGE)
 def extract_shard(run: Run, shard: ShardRange, source: MongoSource, owners: Owners, store: ShardStore) -> Shard:
     """Return the shard with its transactions, in ``_id`` order, and its first dead letters. Safe to repeat."""
     read = 0
@@ -90,6 +90,9 @@ def extract_shard(run: Run, shard: ShardRange, source: MongoSource, owners: Owne
             transactions.append(parse_transaction(record, owners, now_ms=run.started_ms))
         except RecordError as error:
             letters.append(_refused(record, error, owners))
+        except Exception as error:  # noqa: BLE001 - a record that nobody thought of must not stop the others
+            unread = RecordError("unreadable", f"the record can't be read: {type(error).__name__}: {str(error)[:200]}")
+            letters.append(_refused(record, unread, owners))
     rows = store.write_table(run.key, f"{shard.number:06d}.transactions", to_table(Transaction, transactions))
     refused = store.write_table(run.key, f"{shard.number:06d}.refused-extract", to_table(DeadLetter, letters))
     return Shard(number=shard.number, read=read, rows=rows, refused=(refused,))

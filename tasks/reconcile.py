@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -12,16 +13,18 @@ from prefect import task
 
 from blocks.mongo import MongoSource
 from blocks.vector_store import VectorStore
+from tasks.domain.dead_letters import record_key
 from tasks.domain.errors import TerminalError
-from tasks.domain.manifests import Manifest
+from tasks.domain.manifests import Counts, Manifest
 from tasks.domain.runs import Run
 from tasks.domain.shards import ShardRange
-from tasks.policy import WRITING
+from tasks.policy import STAGE
 
 _SHOWN = 5
+_LOOKUP_RECORDS = 1_000
 #: More records than this share gone from the source at once looks like the wrong database, not like deletions.
 MAX_ORPHAN_SHARE = 0.05
-_FEW_ORPHANS = 100
+_FEW_ORPHANS = 10
 
 
 @dataclass(slots=True)
@@ -29,7 +32,7 @@ class Reconciliation:
     """Records, but for ``documents`` and ``removed``, which are vector documents.
 
     ``arrived`` are in the source, but were not when their shard was read: the next run takes them. ``removed`` were
-    documents of records that are gone.
+    documents of records that are gone. ``differences`` are what must not be; where there are any, the run failed.
     """
 
     in_source: int = 0
@@ -42,10 +45,11 @@ class Reconciliation:
     differences: list[str] = field(default_factory=list)
 
 
-@task(name="reconcile", task_run_name="reconcile", **WRITING)
+@task(name="reconcile", task_run_name="reconcile", **STAGE)
 def reconcile_run(
     run: Run,
     shards: Sequence[ShardRange],
+    counts: Mapping[int, Counts],
     manifest: Manifest,
     source: MongoSource,
     vectors: VectorStore,
@@ -54,62 +58,64 @@ def reconcile_run(
     holds: Callable[[Mapping[str, Any]], bool],
     remove_orphans: bool,
 ) -> Reconciliation:
-    """Return how source and store compare after a run. Memory holds the ids of one shard.
+    """Return how source and store compare after a run; ``counts`` are those of each shard.
 
-    Removes the documents of records that are gone from the source, if they are few or ``remove_orphans`` says so.
-    Raises ``TerminalError`` if a record has no outcome, if the counts of a contract differ, or if too many records
-    are gone.
+    What counts is each record that the run accounted for: if the source still holds it, it has its vectors, all of
+    them and once. What others write meanwhile is theirs. Memory holds the ids of one shard. Removes the documents
+    of records that are gone from the source, if they are few or ``remove_orphans`` says so; raises
+    ``TerminalError``, with nothing removed, if they are many.
     """
     result = Reconciliation()
     whole = run.scope.whole
-    ranges = list(shards) or [ShardRange(0, None, None, 0)]
     orphans: list[ObjectId] = []
-    for shard in ranges:
-        ids = _source_ids(source, collection, shard, criteria, holds, whole)
-        stored = list(vectors.read_source_ids(shard))
-        distinct = set(stored)
-        absent = [record_id for record_id in ids if record_id not in distinct]
-        refused = vectors.find_dead_letter_ids(run.scope.source_type, absent) if absent else set()
-        missing = [record_id for record_id in absent if record_id not in refused]
+    for shard in list(shards) or [ShardRange(0, None, None, 0)]:
+        fields = ("_id",) if whole else ("block_time",)
+        rows = source.read_range(collection, shard, criteria=criteria, fields=fields)
+        ids = {record_key(row["_id"]): row["_id"] for row in rows if whole or holds(row)}
+        accounted = vectors.load_stored_ids(run.key, shard.number)
+        stored = Counter(vectors.read_source_ids(shard))
+        lost = [record for record in accounted if record not in stored and record.binary in ids]
+        if lost:
+            result.differences.append(f"{len(lost)} records of shard {shard.number} lost their vectors: {_some(lost)}")
+        accounted_keys = {record.binary for record in accounted}
+        others = {key: record for key, record in ids.items() if key not in accounted_keys}
+        refused = vectors.find_dead_letter_keys(run.scope.source_type, others.values()) if others else set()
+        new = len(others.keys() - refused)
+        # A shard that read fewer records than were planned missed some, unless they were deleted in between.
+        done = counts.get(shard.number, Counts())
+        missed = min(new, max(0, shard.planned - done.read))
+        if missed:
+            result.differences.append(f"{missed} records of shard {shard.number} were planned but not read")
+        result.arrived += new - missed
         result.in_source += len(ids)
         result.dead_lettered += len(refused)
-        result.stored += len(ids) - len(absent)
-        if missing:
-            arrived = max(0, len(ids) - shard.planned)
-            result.arrived += min(arrived, len(missing))
-            if len(missing) > arrived:
-                result.differences.append(
-                    f"{len(missing) - arrived} records of shard {shard.number} have neither a vector nor a dead "
-                    f"letter: {_some(missing)}"
-                )
+        result.stored += len(accounted) - len(lost)
+        documents = sum(count for record, count in stored.items() if record in accounted)
+        # Where the number of documents is not what was described, every record is looked at, else only those of
+        # several chunks: another writer may have changed one, and then its documents fit together all the same.
+        suspects = [r for r, count in stored.items() if r in accounted and (count > 1 or documents != done.chunks)]
+        result.documents += documents
+        result.differences.extend(_find_broken(run, suspects, vectors))
         if whole:
-            known = set(ids)
-            result.documents += sum(record_id in known for record_id in stored)
-            orphans.extend(record_id for record_id in distinct if record_id not in known)
+            orphans.extend(record for record in stored if record.binary not in ids)
     if whole:
-        _settle_orphans(run, orphans, source, vectors, collection, remove_orphans, result)
-        if not result.arrived and not result.orphaned:
-            _compare_contracts(run, manifest, vectors, result)
-    if result.differences:
-        raise TerminalError(
-            "source and store differ after the run: "
-            + "; ".join(result.differences[:_SHOWN])
-            + ". Run it again: it writes what is missing and leaves the rest"
-        )
+        gone = _settle_orphans(run, orphans, source, vectors, collection, remove_orphans, result)
+        _compare_contracts(run, manifest, gone, vectors, result)
     return result
 
 
-def _source_ids(
-    source: MongoSource,
-    collection: str,
-    shard: ShardRange,
-    criteria: Mapping[str, Any],
-    holds: Callable[[Mapping[str, Any]], bool],
-    whole: bool,
-) -> list[Any]:
-    fields = () if whole else ("block_time",)
-    rows = source.read_range(collection, shard, criteria=criteria, fields=fields or ("_id",))
-    return [row["_id"] for row in rows if whole or holds(row)]
+def _find_broken(run: Run, records: list[ObjectId], vectors: VectorStore) -> Iterator[str]:
+    """Yield the records whose documents are not just the chunks of one text, each once."""
+    for some in _batches(records, _LOOKUP_RECORDS):
+        documents: dict[ObjectId, list[Mapping[str, Any]]] = {}
+        for document in vectors.find_documents(run.scope.source_type, some):
+            documents.setdefault(document["sourceId"], []).append(document)
+        for record, found in documents.items():
+            keys = {document["documentId"].rpartition(":")[0] for document in found}
+            ordinals = sorted(document["lineage"]["ordinal"] for document in found)
+            chunks = {document["lineage"]["chunks"] for document in found}
+            if len(keys) > 1 or chunks != {len(found)} or ordinals != list(range(len(found))):
+                yield f"record {record} has documents that don't fit together: {_some(sorted(keys))}, {ordinals}"
 
 
 def _settle_orphans(
@@ -120,20 +126,24 @@ def _settle_orphans(
     collection: str,
     remove: bool,
     result: Reconciliation,
-) -> None:
-    """Remove the documents of records that are really gone, and close the dead letters of such records."""
+) -> Counter[str]:
+    """Remove the documents of records that are really gone, and close the dead letters of such records.
+
+    Return how many such records each contract had.
+    """
     documents: list[Mapping[str, Any]] = []
-    for some in _batches(candidates, 1_000):
+    for some in _batches(candidates, _LOOKUP_RECORDS):
         # Other sources share the collection, and a record may have come back since.
         alive = source.find_existing(collection, some)
         documents.extend(
             document
             for document in vectors.find_documents(run.scope.source_type, some)
-            if document["sourceId"] not in alive
+            if document["sourceId"].binary not in alive
         )
     result.orphaned = len({document["sourceId"] for document in documents})
     total = result.stored + result.orphaned
-    if not remove and result.orphaned > max(_FEW_ORPHANS, total * MAX_ORPHAN_SHARE):
+    too_many = result.in_source == 0 or result.orphaned > max(_FEW_ORPHANS, total * MAX_ORPHAN_SHARE)
+    if result.orphaned and too_many and not remove:
         raise TerminalError(
             f"{result.orphaned:,} of {total:,} stored records are not in the source. If CRYPTIQUE_SOURCE_URI and "
             "CRYPTIQUE_SOURCE_DATABASE are right and they were deleted, run again with --remove-orphans; nothing was "
@@ -141,35 +151,39 @@ def _settle_orphans(
         )
     result.removed = vectors.remove_documents([document["documentId"] for document in documents])
     gone: list[Any] = []
-    for some in _batches(vectors.read_dead_letter_ids(run.scope.source_type), 1_000):
+    for some in _batches(vectors.read_dead_letter_ids(run.scope.source_type), _LOOKUP_RECORDS):
         alive = source.find_existing(collection, some)
-        gone.extend(record_id for record_id in some if record_id not in alive)
-    for some in _batches(gone, 1_000):
+        gone.extend(record_id for record_id in some if record_key(record_id) not in alive)
+    for some in _batches(gone, _LOOKUP_RECORDS):
         vectors.resolve_dead_letters(run.scope.source_type, some, run_id=run.id, now=datetime.now(UTC))
+    return Counter(_contract(document) for document in documents if document["lineage"]["ordinal"] == 0)
 
 
-def _compare_contracts(run: Run, manifest: Manifest, vectors: VectorStore, result: Reconciliation) -> None:
+def _contract(document: Mapping[str, Any]) -> str:
+    return str(document["metadata"].get("facts", {}).get("contractId"))
+
+
+def _compare_contracts(
+    run: Run, manifest: Manifest, gone: Counter[str], vectors: VectorStore, result: Reconciliation
+) -> None:
     """Hold what the run says it left stored against what the store's own index counts, per team and contract."""
-    expected: dict[str, int] = {}
+    expected: Counter[str] = Counter()
     teams: dict[str, str | None] = {}
     for owner, counts in manifest.by_owner.items():
-        if owner.contract_id is not None and counts.written + counts.unchanged:
-            expected[owner.contract_id] = expected.get(owner.contract_id, 0) + counts.written + counts.unchanged
+        if owner.contract_id is not None:
+            expected[owner.contract_id] += counts.written + counts.unchanged
             teams[owner.contract_id] = owner.team_id
     found = vectors.count_records_by_contract(run.scope.source_type)
-    for contract_id in sorted(expected.keys() | found.keys()):
-        if expected.get(contract_id, 0) != found.get(contract_id, 0):
+    for contract_id in sorted(expected):
+        least = expected[contract_id] - gone[contract_id]
+        if found.get(contract_id, 0) < least:
             result.differences.append(
-                f"contract {contract_id} (team {teams.get(contract_id) or 'unknown'}): the run accounts for "
-                f"{expected.get(contract_id, 0)} records, the store holds {found.get(contract_id, 0)}"
+                f"contract {contract_id} (team {teams[contract_id]}): the run accounts for {least} records, "
+                f"the store holds {found.get(contract_id, 0)}"
             )
-    if result.documents != manifest.total.chunks:
-        result.differences.append(
-            f"the run described {manifest.total.chunks} chunks, the store holds {result.documents} documents"
-        )
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     batch: list[Any] = []
     for item in items:
         batch.append(item)
@@ -180,5 +194,5 @@ def _batches(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
         yield batch
 
 
-def _some(ids: Sequence[Any]) -> str:
-    return ", ".join(map(str, ids[:_SHOWN])) + (", …" if len(ids) > _SHOWN else "")
+def _some(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values[:_SHOWN])) + (", …" if len(values) > _SHOWN else "")

@@ -21,7 +21,7 @@ from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
 from tasks.domain.tables import from_table
 from tasks.domain.vectors import Matrix
-from tasks.policy import WRITING
+from tasks.policy import STAGE
 
 _LOOKUP_RECORDS = 1_000
 
@@ -49,7 +49,7 @@ class _Row:
         return Owner(self.team_id, self.contract_id)
 
 
-@task(name="upsert", task_run_name="upsert {shard.number}", **WRITING)
+@task(name="upsert", task_run_name="upsert {shard.number}", **STAGE)
 def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore) -> ShardOutcome:
     """Write the shard's chunks and return its manifest, which closes. Twice equals once.
 
@@ -59,7 +59,7 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
     if shard.chunks is None:
         raise ShardDamagedError(f"shard {shard.number} was not embedded")
     letters = [letter for file in shard.refused for letter in from_table(DeadLetter, store.read_table(file))]
-    refused = {str(letter.record_id) for letter in letters}
+    refused = {str(letter.record_id) for letter in letters if isinstance(letter.record_id, ObjectId)}
     rows = [row for row in _read_rows(store.read_table(shard.chunks)) if row.record_id not in refused]
     found = _read_vectors(store.read_table(shard.rows))
     now = datetime.now(UTC)

@@ -48,8 +48,8 @@ class ChunkSize:
 def split_text(text: str, size: ChunkSize, count_tokens: CountTokens, *, tokens: int | None = None) -> list[Chunk]:
     """Return the chunks of a text, in order: one if it is short enough, else slices that end at sentences.
 
-    Neighbours share up to ``overlap_tokens``; every character that is not white space at a cut is in a chunk. No
-    chunk holds more than ``size_tokens`` tokens or ``MAX_CONTENT_CHARS`` characters. Ends for every input: a
+    Neighbours share about ``overlap_tokens``, and none lies inside another; every character that is not white space
+    at a cut is in a chunk. No chunk is blank or holds more than ``size_tokens`` tokens or ``MAX_CONTENT_CHARS`` characters. Ends for every input: a
     piece that is still too large is cut at half the size, down to single characters.
     """
     if not text.strip():
@@ -60,8 +60,15 @@ def split_text(text: str, size: ChunkSize, count_tokens: CountTokens, *, tokens:
         return [Chunk(0, 0, text, tokens)]
     size_chars = min(MAX_CONTENT_CHARS, size.size_tokens * _CHARS_PER_TOKEN)
     overlap_chars = min(size.overlap_tokens * _CHARS_PER_TOKEN, size_chars // 2)
-    pieces = list(_pieces(text, 0, size_chars, overlap_chars, size.size_tokens, count_tokens))
-    return [Chunk(ordinal, start, piece, count) for ordinal, (start, piece, count) in enumerate(pieces)]
+    pieces = _pieces(text, 0, size_chars, overlap_chars, size.size_tokens, count_tokens)
+    chunks: list[Chunk] = []
+    end = 0
+    # Where one of two neighbours had to be cut again, what they share may stand whole in either of them.
+    for start, piece, count in sorted(pieces, key=lambda found: (found[0], -len(found[1]))):
+        if start + len(piece) > end and piece.strip():
+            end = start + len(piece)
+            chunks.append(Chunk(len(chunks), start, piece, count))
+    return chunks
 
 
 def _pieces(

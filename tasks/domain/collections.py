@@ -195,6 +195,12 @@ EMBEDDING_JOBS = Collection(
         _index("sourceType", "status"),
         _index("workerId", "status"),
         _index("retryConfig.nextRetryAt"),
+        # Ours: of two runs at the same work only one is processing. Jobs of others have no fingerprint.
+        _index(
+            "metadata.fingerprint",
+            unique=True,
+            partialFilterExpression={"status": "processing", "metadata.fingerprint": {"$exists": True}},
+        ),
         _index(
             "completedAt",
             expireAfterSeconds=30 * _DAY_S,

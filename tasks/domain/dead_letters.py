@@ -16,6 +16,11 @@ from tasks.domain.errors import RecordError
 MAX_KEPT_CHARS, MAX_KEPT_ITEMS = 300, 20
 
 
+def record_key(record_id: Any) -> bytes:
+    """Return bytes that stand for an ``_id`` of any type: ids may be documents, which no set holds."""
+    return record_id.binary if isinstance(record_id, ObjectId) else bson.encode({"_id": record_id})
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """``source_id`` is the record's ``_id``, of whatever type it has; ``record`` an excerpt of it as BSON.

@@ -50,8 +50,12 @@ def job_record(
     previous: Mapping[str, Any] | None = None,
     estimated_completion: datetime | None = None,
     error: str | None = None,
+    resumable: bool = True,
 ) -> dict[str, Any]:
-    """Return the job as it stands. ``total`` counts the records that were planned, ``manifest`` what is done."""
+    """Return the job as it stands. ``total`` counts the records that were planned, ``manifest`` what is done.
+
+    A failed job that is not ``resumable`` is not taken up: the work begins anew. ``previous`` is the job as it was.
+    """
     counts = manifest.total
     errors = list((previous or {}).get("errors", ()))[-_MAX_ERRORS:]
     if error is not None:
@@ -74,7 +78,7 @@ def job_record(
             "failed": counts.dead_lettered,
             "percentage": 100.0 if not total and done else round(100 * min(1.0, counts.read / max(total, 1)), 2),
         },
-        "startedAt": run.started,
+        "startedAt": (previous or {}).get("startedAt") or run.started,
         "completedAt": now if done else None,
         "estimatedCompletionAt": estimated_completion,
         "config": {
@@ -105,6 +109,7 @@ def job_record(
             "runKey": run.key,
             "runId": run.id,
             "fingerprint": origin.fingerprint,
+            "resumable": resumable,
         },
         "createdAt": (previous or {}).get("createdAt") or run.started,
         "updatedAt": now,

@@ -114,9 +114,10 @@ class Manifest:
 class ShardOutcome:
     """What the store took of a shard and what was refused of it.
 
-    ``written_ids`` holds the record ids of 12 bytes each, joined: one value, however many records.
+    ``stored_ids`` are the records that have vectors now, written or unchanged: ids of 12 bytes each, joined, which
+    is one value for Prefect to look at, however many records.
     """
 
     manifest: Manifest
-    written_ids: bytes
+    stored_ids: bytes
     letters: tuple[DeadLetter, ...]

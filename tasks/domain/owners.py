@@ -8,7 +8,8 @@ search for one site of the team includes that scope. Nothing is ever copied once
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from hashlib import blake2b
 from typing import Any
 
 from bson import ObjectId
@@ -18,6 +19,8 @@ from tasks.domain.errors import RecordError
 from tasks.domain.texts import clean_name
 
 MAIN, ESCROW = "main", "escrow"
+#: Why a record has no owner; none of them says that the record itself is bad.
+OWNER_CODES = frozenset({"contract_missing", "contract_unknown", "contract_conflict", "owner_missing", "owner_unknown"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,14 @@ class Owners:
                 owners.by_contract_id[contract.contract_id] = contract
                 owners.by_object_id[str(record["_id"])] = contract
         return owners
+
+    def digest(self) -> str:
+        """Return text that changes whenever a contract's owner, site or description does."""
+        rows = sorted(
+            (object_id, astuple(replace(contract, owner_error=None)))
+            for object_id, contract in self.by_object_id.items()
+        )
+        return blake2b(repr(rows).encode(), digest_size=12).hexdigest()
 
     def find(self, contract_id: object, contract: object) -> Contract:
         """Return the contract of a transaction, by ``contractId`` or by the object id ``contract``.

@@ -50,7 +50,7 @@ class Scope:
 class Run:
     """``key`` names the work and survives a resume; ``id`` names the flow run that does it now.
 
-    ``started_ms`` is when the work began: the "now" of every rule about time, so that a resumed run judges alike.
+    ``started_ms`` is when this flow run began: the "now" of every rule about time.
     ``attempt`` is raised when a shard's files were lost and its stages must run again.
     """
 

@@ -58,9 +58,10 @@ class Pipeline:
         self.source: Database[Record] = client.get_database(source, codec_options=_CODEC)
         self.store: Database[Record] = client.get_database(vectors or source, codec_options=_CODEC)
         self.last_run_id: UUID | None = None
-        self.settings = self._make_settings(cryptique_embedder="local")
+        self.settings = self.make_settings(cryptique_embedder="local")
 
-    def _make_settings(self, **chosen: Any) -> Settings:
+    def make_settings(self, **chosen: Any) -> Settings:
+        """Return settings for this pipeline's databases and home, from nowhere but here."""
         return Settings(
             _env_file=None,
             **{
@@ -77,7 +78,7 @@ class Pipeline:
 
     def use(self, **chosen: Any) -> None:
         """Run with these settings from now on, instead of the local embedder."""
-        self.settings = self._make_settings(**chosen)
+        self.settings = self.make_settings(**chosen)
 
     def use_gemini(self, server: LoopbackGemini, **chosen: Any) -> None:
         """Run with Gemini's protocol on loopback from now on; vectors are small, so that tests are quick."""

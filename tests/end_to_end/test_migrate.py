@@ -335,13 +335,12 @@ def test_a_changed_text_is_embedded_again_and_replaces_the_old_one(pipeline: Pip
 
 def test_a_shortened_record_leaves_no_chunk_of_its_old_text(pipeline: Pipeline, source_data: SourceData) -> None:
     rows = [repeated(row, 1 + at) for at, row in enumerate(source_data.some(3))]
-    rows[1]["token_name"] = "A long story about a token and its holders. " * 400
+    story = "A long story about a token and its holders. "
+    rows[1]["token_name"] = story * 400
     pipeline.load(source_data, rows)
     report = pipeline.migrate()
     assert report["chunks"] == len(pipeline.documents()) > 10
-    pipeline.transactions.update_one(
-        {"_id": rows[1]["_id"]}, {"$set": {"token_name": "A long story about a token and its holders. " * 130}}
-    )
+    pipeline.transactions.update_one({"_id": rows[1]["_id"]}, {"$set": {"token_name": story * 130}})
     some = pipeline.migrate()
     assert some["chunks"] == len(pipeline.documents()) > 3
     assert some["removed"] == report["chunks"] - some["chunks"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_every_text_is_in_exactly_one_batch_within_the_limits(
 @given(tokens=st.lists(st.integers(1, 50), min_size=1, max_size=200), max_texts=st.integers(1, 20))
 def test_a_batch_is_closed_only_when_the_next_text_would_not_fit(tokens: list[int], max_texts: int) -> None:
     batches = list(pack_batches(tokens, max_texts=max_texts, max_tokens=100))
-    for one, two in zip(batches, batches[1:], strict=False):
+    for one, two in pairwise(batches):
         assert one.stop - one.start == max_texts or sum(tokens[one]) + tokens[two.start] > 100
 
 

@@ -1,0 +1,587 @@
+"""The vector store and the source against a real mongod: what is written, found, refused, and said of failures."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote_plus
+
+import bson
+import numpy as np
+import pytest
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+from pydantic import SecretStr
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.monitoring import CommandListener, CommandStartedEvent
+
+from blocks.mongo import MongoDatabase, MongoSource
+from blocks.vector_store import VectorStore
+from tasks.domain.collections import COLLECTIONS, LOOKUP_INDEX
+from tasks.domain.dead_letters import DeadLetter, record_key
+from tasks.domain.errors import PipelineError, ShardDamagedError, TerminalError, TransientError
+from tasks.domain.manifests import Manifest, Owner, ShardOutcome
+from tasks.domain.rows import changed_fields, new_row, read_vector, row_hash, row_id
+from tasks.domain.shards import ShardRange
+from tasks.domain.vectors import EmbedderFacts
+
+Record = dict[str, Any]
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+LATER = datetime(2026, 3, 5, tzinfo=UTC)
+TEAM = ObjectId("67dcac002fd1a03439b29e1d")
+FACTS = EmbedderFacts("model-a", 4, "none", max_texts_per_request=10, max_tokens_per_text=100)
+
+
+@pytest.fixture
+def store(mongo_uri: str, database: Database[Record]) -> Iterator[VectorStore]:
+    opened = VectorStore(uri=SecretStr(mongo_uri), database=database.name, embedder="local")
+    opened.initialise(4)
+    yield opened
+    opened.close()
+
+
+def source_id(number: int) -> ObjectId:
+    return ObjectId(f"{number:024x}")
+
+
+def make_body(number: int, *, ordinal: int = 0, chunks: int = 1, **changes: Any) -> bytes:
+    """Return the body of a row as the pipeline encodes it, in small."""
+    return bson.encode(
+        {
+            "documentId": document_id(number, ordinal),
+            "sourceType": "transaction",
+            "sourceId": source_id(number),
+            "teamId": TEAM,
+            "siteId": "site",
+            "content": f"text {number}",
+            "source": f"transaction:{source_id(number)}",
+            "summary": "",
+            "metadata": {"dataType": "transaction"},
+            "status": "active",
+            "lineage": {"model": "model-a", "dimensions": 4, "task": "none", "ordinal": ordinal, "chunks": chunks},
+            **changes,
+        }
+    )
+
+
+def document_id(number: int, ordinal: int = 0) -> str:
+    return f"transaction:contract_{number % 3}:0x{number:x}:{ordinal}"
+
+
+def make_row(number: int, *, ordinal: int = 0, form: Any = "float32", **changes: Any) -> RawBSONDocument:
+    body = make_body(number, ordinal=ordinal, **changes)
+    return new_row(
+        body,
+        row_id=row_id(str(source_id(number)), document_id(number, ordinal), ordinal),
+        vector=np.array([0.1, 0.2, 0.3, number], dtype=np.float32),
+        form=form,
+        content_hash=bytes([number % 256]) * 16,
+        row_hash=row_hash(body),
+        run_id="run",
+        now=NOW,
+    )
+
+
+def make_change(number: int, **changes: Any) -> RawBSONDocument:
+    body = make_body(number, **changes)
+    return changed_fields(
+        body,
+        vector=None,
+        form="float32",
+        content_hash=b"c" * 16,
+        row_hash=row_hash(body),
+        run_id="run 2",
+        now=LATER,
+    )
+
+
+def stored_rows(database: Database[Record]) -> dict[str, Record]:
+    return {row["documentId"]: row for row in database["vectordocuments"].find()}
+
+
+# -- rows --------------------------------------------------------------------------------------------------
+
+
+def test_inserted_rows_are_stored_whole(store: VectorStore, database: Database[Record]) -> None:
+    assert store.is_empty()
+    assert store.insert_rows([make_row(1)]) == []
+    assert not store.is_empty()
+    row = stored_rows(database)[document_id(1)]
+    assert row["_id"] == row["sourceId"] == source_id(1)
+    assert (row["version"], row["createdAt"], row["updatedAt"], row["runId"]) == (1, NOW, NOW, "run")
+    assert np.array_equal(read_vector(row["embedding"]), np.array([0.1, 0.2, 0.3, 1], dtype=np.float32))
+    assert row["embedding"].subtype == 9
+
+
+def test_vectors_as_doubles_are_arrays_of_the_same_numbers(store: VectorStore, database: Database[Record]) -> None:
+    store.insert_rows([make_row(2, form="doubles")])
+    stored = stored_rows(database)[document_id(2)]["embedding"]
+    assert [type(number) for number in stored] == [float] * 4
+    assert np.array_equal(read_vector(stored), np.array([0.1, 0.2, 0.3, 2], dtype=np.float32))
+
+
+def test_rows_that_are_there_already_are_told_by_position_and_all_others_are_written(
+    store: VectorStore, database: Database[Record]
+) -> None:
+    store.insert_rows([make_row(5), make_row(1_700)])
+    before = stored_rows(database)
+    assert store.insert_rows([make_row(number) for number in range(2_500)]) == [5, 1_700]
+    after = stored_rows(database)
+    assert len(after) == 2_500
+    assert {key: after[key] for key in before} == before
+    assert store.insert_rows([]) == []
+
+
+def test_a_row_that_breaks_the_validator_is_refused_in_words(store: VectorStore) -> None:
+    with pytest.raises(TerminalError, match="refused a vector document"):
+        store.insert_rows([make_row(1), make_row(2, sourceType="unheard of")])
+
+
+def test_what_is_stored_is_found_with_its_hashes_and_chunks(store: VectorStore) -> None:
+    store.insert_rows([make_row(number, chunks=3) for number in range(2_100)])
+    found = store.find_stored([document_id(number) for number in range(2_050, 2_200)])
+    assert found.keys() == {document_id(number) for number in range(2_050, 2_100)}
+    one = found[document_id(2_060)]
+    assert (one.source_id, one.chunks) == (source_id(2_060), 3)
+    assert one.content_hash == bytes([2_060 % 256]) * 16
+    assert one.row_hash == row_hash(make_body(2_060, chunks=3))
+    assert store.find_stored([]) == {}
+
+
+class Finds(CommandListener):
+    """Keeps the find commands that a client sends."""
+
+    def __init__(self) -> None:
+        self.commands: list[Record] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        if event.command_name == "find":
+            self.commands.append({k: v for k, v in event.command.items() if k in FIND_OPTIONS})
+
+    def succeeded(self, event: Any) -> None:
+        return
+
+    def failed(self, event: Any) -> None:
+        return
+
+
+FIND_OPTIONS = ("find", "filter", "projection", "hint", "min", "max", "sort")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: store.find_stored([document_id(number) for number in range(50)]),
+        lambda store: list(store.read_source_ids(ShardRange(0, source_id(10), source_id(90), 80))),
+        lambda store: store.count_records_by_contract("transaction"),
+    ],
+    ids=["find_stored", "read_source_ids", "count_records_by_contract"],
+)
+def test_comparisons_are_answered_from_an_index_alone(
+    store: VectorStore, database: Database[Record], mongo_uri: str, ask: Callable[[VectorStore], Any]
+) -> None:
+    store.insert_rows([make_row(number) for number in range(100)])
+    finds = Finds()
+    with MongoClient[Record](mongo_uri, event_listeners=[finds], tz_aware=True) as client:
+        store._client = client
+        assert ask(store)
+    (command,) = finds.commands
+    stats = database.command("explain", command, verbosity="executionStats")["executionStats"]
+    assert stats["nReturned"] > 0
+    assert stats["totalDocsExamined"] == 0
+
+
+def test_the_lookup_index_is_the_one_that_find_stored_names(store: VectorStore, database: Database[Record]) -> None:
+    database["vectordocuments"].drop_index(LOOKUP_INDEX)
+    with pytest.raises(TerminalError, match="comparing with the store"):
+        store.find_stored(["a"])
+
+
+def test_changed_rows_get_their_fields_and_a_higher_version_and_keep_the_rest(
+    store: VectorStore, database: Database[Record]
+) -> None:
+    store.insert_rows([make_row(1), make_row(2)])
+    before = stored_rows(database)
+    store.update_rows({document_id(1): make_change(1, siteId="another")})
+    after = stored_rows(database)
+    assert after[document_id(2)] == before[document_id(2)]
+    row = after[document_id(1)]
+    assert (row["siteId"], row["version"], row["updatedAt"], row["createdAt"]) == ("another", 2, LATER, NOW)
+    assert row["embedding"] == before[document_id(1)]["embedding"]
+    store.update_rows({})
+
+
+def test_an_update_of_a_row_that_vanished_says_that_the_shard_must_be_judged_again(store: VectorStore) -> None:
+    store.insert_rows([make_row(1), make_row(2)])
+    store.remove_documents([document_id(2)])
+    with pytest.raises(ShardDamagedError, match="1 vector documents vanished"):
+        store.update_rows({document_id(1): make_change(1), document_id(2): make_change(2)})
+
+
+def test_rows_are_removed_by_document_and_by_record(store: VectorStore, database: Database[Record]) -> None:
+    store.insert_rows([make_row(1), make_row(1, ordinal=1), make_row(2), make_row(3, sourceType="session")])
+    assert store.remove_documents([document_id(2), document_id(77)]) == 1
+    # Another source may have a record of the same id.
+    assert store.remove_sources("transaction", [source_id(1), source_id(3), source_id(9)]) == 2
+    assert list(stored_rows(database)) == [document_id(3)]
+
+
+def test_ids_of_a_range_are_half_open_and_in_order(store: VectorStore) -> None:
+    store.insert_rows([make_row(number) for number in (4, 2, 3, 1)])
+    store.insert_rows([make_row(3, ordinal=1)])
+    assert list(store.read_source_ids(ShardRange(0, source_id(2), source_id(4), 2))) == [
+        source_id(2),
+        source_id(3),
+        source_id(3),
+    ]
+    assert len(list(store.read_source_ids(ShardRange(0, None, None, 4)))) == 5
+
+
+def test_records_are_counted_by_contract_once_each_and_other_sources_not(store: VectorStore) -> None:
+    store.insert_rows([make_row(number) for number in range(9)] + [make_row(4, ordinal=1)])
+    store.insert_rows([make_row(50, documentId="session:contract_0:0x50:0", sourceType="session")])
+    assert store.count_records_by_contract("transaction") == {f"contract_{n}": 3 for n in range(3)}
+
+
+# -- dead letters ------------------------------------------------------------------------------------------
+
+
+def make_letter(record_id: Any, code: str = "amount_negative") -> DeadLetter:
+    return DeadLetter(
+        source_type="transaction",
+        source_id=bson.encode({"_id": record_id}),
+        stage="extract",
+        code=code,
+        reason=f"the reason of {code}",
+        team_id=str(TEAM),
+        contract_id="contract_1",
+        record=bson.encode({"_id": record_id, "value_eth": "-1"}),
+    )
+
+
+def test_a_record_has_one_dead_letter_with_its_latest_reason_and_its_attempts(
+    store: VectorStore, database: Database[Record]
+) -> None:
+    assert not store.has_dead_letters()
+    store.save_dead_letters([make_letter(source_id(1)), make_letter("text id")], run_id="run 1", now=NOW)
+    store.save_dead_letters([make_letter(source_id(1), "amount_ambiguous")], run_id="run 2", now=LATER)
+    store.save_dead_letters([], run_id="run 3", now=LATER)
+    assert store.has_dead_letters()
+    one, other = database["deadletters"].find().sort("sourceId", -1)
+    assert (one["sourceId"], other["sourceId"]) == (source_id(1), "text id")
+    assert (one["code"], one["attempts"], one["runId"]) == ("amount_ambiguous", 2, "run 2")
+    assert (one["firstSeen"], one["time"], one["status"], one["teamId"]) == (NOW, LATER, "open", TEAM)
+    assert one["record"] == {"_id": source_id(1), "value_eth": "-1"}
+    assert (other["code"], other["attempts"], other["runId"]) == ("amount_negative", 1, "run 1")
+
+
+def test_a_resolved_dead_letter_is_closed_until_its_record_is_refused_again(
+    store: VectorStore, database: Database[Record]
+) -> None:
+    store.save_dead_letters([make_letter(source_id(n)) for n in (1, 2)], run_id="run 1", now=NOW)
+    assert store.find_dead_letter_keys("transaction", [source_id(n) for n in (1, 2, 3)]) == {
+        record_key(source_id(n)) for n in (1, 2)
+    }
+    assert store.resolve_dead_letters("transaction", [source_id(1), source_id(3)], run_id="run 2", now=LATER) == 1
+    assert store.resolve_dead_letters("transaction", [source_id(1)], run_id="run 3", now=LATER) == 0
+    assert list(store.read_dead_letter_ids("transaction")) == [source_id(2)]
+    assert store.find_dead_letter_keys("session", [source_id(2)]) == set()
+    letter = database["deadletters"].find_one({"sourceId": source_id(1)})
+    assert letter is not None
+    assert (letter["status"], letter["resolvedBy"], letter["resolvedAt"]) == ("resolved", "run 2", LATER)
+    store.save_dead_letters([make_letter(source_id(1))], run_id="run 4", now=LATER)
+    assert set(store.read_dead_letter_ids("transaction")) == {source_id(1), source_id(2)}
+
+
+# -- checkpoints, jobs, the model --------------------------------------------------------------------------
+
+
+def test_checkpoints_come_back_as_they_were_saved_and_only_for_their_run(store: VectorStore) -> None:
+    manifest = Manifest(embedded=7, tokens=70, refused={"amount_negative": 1})
+    manifest.add(Owner(str(TEAM), "contract_1"), read=5, written=3, unchanged=1, dead_lettered=1, chunks=6, removed=2)
+    manifest.add(Owner(None, None), read=1, dead_lettered=1)
+    ids = [source_id(3), source_id(1)]
+    outcome = ShardOutcome(manifest, b"".join(one.binary for one in ids), ())
+    empty = ShardOutcome(Manifest(), b"", ())
+    store.save_checkpoint("key", 3, empty, now=NOW)
+    store.save_checkpoint("key", 3, outcome, now=NOW)
+    store.save_checkpoint("key", 0, empty, now=NOW)
+    store.save_checkpoint("other key", 9, empty, now=NOW)
+    assert store.load_checkpoints("key") == {0: Manifest(), 3: manifest}
+    assert store.load_stored_ids("key", 3) == set(ids)
+    assert store.load_stored_ids("key", 0) == store.load_stored_ids("key", 77) == set()
+    store.drop_checkpoints("key")
+    assert store.load_checkpoints("key") == {}
+    assert store.load_checkpoints("other key") == {9: Manifest()}
+
+
+def test_a_job_is_written_whole_by_its_id_and_the_newest_is_found(
+    store: VectorStore, database: Database[Record]
+) -> None:
+    job = {"jobId": "a", "jobType": "migration", "status": "processing", "createdAt": NOW, "notes": "x"}
+    store.save_job(job)
+    store.save_job({**job, "status": "completed"})
+    store.save_job({**job, "jobId": "b", "createdAt": LATER})
+    assert database["embeddingjobs"].count_documents({}) == 2
+    newest = store.find_job({"jobType": "migration"})
+    assert newest is not None
+    assert newest["jobId"] == "b"
+    assert store.find_job({"jobId": "c"}) is None
+    with pytest.raises(TerminalError, match="writing a job"):
+        store.save_job({**job, "jobId": "d", "status": "unheard of"})
+
+
+def test_of_two_runs_that_claim_the_same_work_one_gets_it(store: VectorStore) -> None:
+    metadata = {"fingerprint": "work"}
+    job = {"jobId": "a", "jobType": "migration", "status": "processing", "createdAt": NOW, "updatedAt": NOW}
+    job["metadata"] = metadata
+    assert store.claim_job(job)
+    assert not store.claim_job({**job, "jobId": "b"})
+    assert store.claim_job({**job, "jobId": "c", "metadata": {"fingerprint": "other work"}})
+    as_read = store.find_job({"jobId": "a"})
+    assert as_read is not None
+    assert store.claim_job({**job, "updatedAt": LATER}, instead_of=as_read)
+    # Somebody else took it over since it was read.
+    assert not store.claim_job({**job, "updatedAt": LATER}, instead_of=as_read)
+    store.give_up_job(as_read, error="its process is gone", now=LATER)
+    again = store.find_job({"jobId": "a"})
+    assert again is not None
+    assert again["status"] == "processing"
+    store.give_up_job(again, error="its process is gone", now=LATER)
+    gone = store.find_job({"jobId": "a"})
+    assert gone is not None
+    assert (gone["status"], gone["errors"][0]["error"]) == ("failed", "its process is gone")
+    assert store.claim_job({**job, "jobId": "b"})
+
+
+def test_a_store_refuses_another_model_until_it_is_told_to_replace_it(store: VectorStore) -> None:
+    store.require_model(FACTS, replace=False, write=False)
+    store.require_model(FACTS, replace=False, write=True)
+    store.require_model(FACTS, replace=False, write=True)
+    for name, value in (("model", "model-b"), ("dimensions", 8), ("task", "RETRIEVAL_DOCUMENT")):
+        other = EmbedderFacts(
+            **{"model": "model-a", "dimensions": 4, "task": "none", name: value},
+            max_texts_per_request=10,
+            max_tokens_per_text=100,
+        )
+        with pytest.raises(TerminalError, match="--replace-model"):
+            store.require_model(other, replace=False, write=True)
+    other = EmbedderFacts("model-b", 8, "none", max_texts_per_request=10, max_tokens_per_text=100)
+    store.require_model(other, replace=True, write=True)
+    store.require_model(other, replace=False, write=False)
+    with pytest.raises(TerminalError, match=r"of model-b \(8 dimensions\), this run's of model-a \(4\)"):
+        store.require_model(FACTS, replace=False, write=False)
+
+
+def test_the_model_of_a_store_whose_books_were_lost_is_read_from_its_rows(
+    store: VectorStore, database: Database[Record]
+) -> None:
+    store.insert_rows([make_row(1)])
+    other = EmbedderFacts("model-b", 4, "none", max_texts_per_request=10, max_tokens_per_text=100)
+    with pytest.raises(TerminalError, match="--replace-model"):
+        store.require_model(other, replace=False, write=True)
+    store.require_model(FACTS, replace=False, write=True)
+    database["ragstore"].drop()
+    database["vectordocuments"].update_many({}, {"$unset": {"lineage": 1}})
+    with pytest.raises(TerminalError, match="documents that this pipeline did not write"):
+        store.require_model(FACTS, replace=True, write=True)
+
+
+# -- collections and drift ---------------------------------------------------------------------------------
+
+
+def schema_of(database: Database[Record]) -> dict[str, Any]:
+    return {
+        row["name"]: (row["options"], database[row["name"]].index_information()) for row in database.list_collections()
+    }
+
+
+def test_a_second_initialise_makes_nothing(store: VectorStore, database: Database[Record]) -> None:
+    before = schema_of(database)
+    assert before.keys() == {collection.name for collection in COLLECTIONS}
+    drift = store.initialise(4)
+    assert (drift.created, drift.differs) == ([], [])
+    assert schema_of(database) == before
+
+
+def test_initialise_makes_what_is_missing_and_nothing_else(store: VectorStore, database: Database[Record]) -> None:
+    store.insert_rows([make_row(1)])
+    database["vectordocuments"].drop_index("metadata.tags_1")
+    database["embeddingstats"].drop()
+    drift = store.initialise(4)
+    assert drift.differs == []
+    made = {f"index {name} of embeddingstats" for name in database["embeddingstats"].index_information()}
+    assert set(drift.created) == (made - {"index _id_ of embeddingstats"}) | {
+        "index metadata.tags_1 of vectordocuments",
+        "collection embeddingstats",
+    }
+    assert len(stored_rows(database)) == 1
+
+
+def test_what_differs_is_reported_and_left_as_it_is(store: VectorStore, database: Database[Record]) -> None:
+    vectors, jobs = database["vectordocuments"], database["embeddingjobs"]
+    for name in ("documentId_1", "expiresAt_1", "siteId_1", "content_text_summary_text_metadata.tags_text"):
+        vectors.drop_index(name)
+    vectors.create_index("documentId")
+    vectors.create_index("expiresAt", expireAfterSeconds=60)
+    vectors.create_index([("teamId", 1), ("content", 1)], name="siteId_1")
+    vectors.create_index([("content", "text")], name="their_text")
+    vectors.create_index("runId", name="of_theirs")
+    jobs.drop_index("completedAt_1")
+    jobs.create_index("completedAt", expireAfterSeconds=30 * 86_400)
+    database.command("collMod", "deadletters", validator={"sourceType": {"$exists": True}})
+    database.command("collMod", "vectordocuments", validator={}, validationLevel="off")
+    store.insert_rows([make_row(1)])
+    before = schema_of(database)
+    drift = store.initialise(4)
+    assert drift.created == []
+    assert schema_of(database) == before
+    assert len(stored_rows(database)) == 1
+    said = "\n".join(drift.differs)
+    for words in (
+        "index documentId_1 of vectordocuments has unique False, not True",
+        "index expiresAt_1 of vectordocuments has expireAfterSeconds 60, not 0",
+        "index siteId_1 of vectordocuments has the keys",
+        "index their_text of vectordocuments covers ['content'], not",
+        "index completedAt_1 of embeddingjobs has partialFilterExpression None, not",
+        "deadletters has another validator",
+        "vectordocuments has no validator",
+    ):
+        assert words in said
+    assert len(drift.differs) == 7
+    assert any("further index of_theirs" in note for note in drift.notes)
+
+
+def test_an_empty_collection_of_somebody_else_gets_our_validator(mongo_uri: str, database: Database[Record]) -> None:
+    database.create_collection("vectordocuments")
+    store = VectorStore(uri=SecretStr(mongo_uri), database=database.name, embedder="local")
+    drift = store.initialise(4)
+    store.close()
+    assert "validator of vectordocuments" in drift.created
+    assert drift.differs == []
+    assert "validator" in database["vectordocuments"].options()
+
+
+# -- the source --------------------------------------------------------------------------------------------
+
+
+def test_shards_cover_every_record_whatever_the_type_of_its_id(mongo_uri: str, database: Database[Record]) -> None:
+    ids: list[Any] = [source_id(number) for number in range(25)] + ["text", 7, 2.5, datetime(2020, 1, 1, tzinfo=UTC)]
+    database["transactions"].insert_many([{"_id": value, "kept": True, "left": True} for value in ids])
+    source = MongoSource(uri=SecretStr(mongo_uri), database=database.name)
+    for limit, rows in ((None, 4), (13, 5), (12, 4), (100, 29), (1, 1)):
+        shards = source.plan_shards("transactions", criteria={}, rows=rows, limit=limit)
+        read = [
+            [row["_id"] for row in source.read_range("transactions", shard, criteria={}, fields=["kept"])]
+            for shard in shards
+        ]
+        in_order = [row["_id"] for row in database["transactions"].find().sort("_id", 1)]
+        assert [value for part in read for value in part] == in_order[:limit]
+        assert [len(part) for part in read] == [shard.planned for shard in shards]
+        assert all(len(part) <= rows for part in read)
+    assert source.plan_shards("transactions", criteria={"kept": False}, rows=4) == []
+    (row, *_) = source.read_range("transactions", ShardRange(0, None, None, 29), criteria={}, fields=["kept"])
+    assert row.keys() == {"_id", "kept"}
+    assert source.find_existing("transactions", [source_id(1), source_id(99), "text"]) == {
+        record_key(source_id(1)),
+        record_key("text"),
+    }
+    source.close()
+
+
+# -- failures in our words ---------------------------------------------------------------------------------
+
+PASSWORD = "planted/pass:word@7f3a"
+
+
+def failure(uri: str, ask: Callable[[MongoDatabase], Any] = MongoDatabase.check) -> PipelineError:
+    """Return the error of one question to a database."""
+    block = MongoSource(uri=SecretStr(uri), database="any")
+    try:
+        with pytest.raises(PipelineError) as caught:
+            ask(block)
+    finally:
+        block.close()
+    return caught.value
+
+
+def shown_with_causes(error: BaseException | None) -> str:
+    """Return the messages of an error and of all that a traceback would show above it."""
+    shown = []
+    while error is not None:
+        shown.append(f"{error!r} {error}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n".join(shown)
+
+
+def test_a_server_that_answers_gives_its_version(mongo_uri: str) -> None:
+    source = MongoSource(uri=SecretStr(mongo_uri), database="any")
+    assert source.check()[0].isdigit()
+    source.close()
+    # Closed is not broken: the next question opens it again.
+    assert source.check()[0].isdigit()
+    source.close()
+
+
+@pytest.mark.parametrize("user", ["nobody", "known"])
+def test_a_refused_user_is_an_error_for_a_person_without_the_password(
+    mongo_uri: str, mongo_client: MongoClient[Record], user: str
+) -> None:
+    mongo_client.admin.command("createUser", "known", pwd="another", roles=["read"])
+    try:
+        rest = mongo_uri.removeprefix("mongodb://")
+        error = failure(f"mongodb://{user}:{quote_plus(PASSWORD)}@{rest}&authSource=admin")
+    finally:
+        mongo_client.admin.command("dropUser", "known")
+    assert type(error) is TerminalError
+    assert "MongoDB refuses the user of CRYPTIQUE_SOURCE_URI" in str(error)
+    assert "check user, password and roles" in str(error)
+    assert "7f3a" not in shown_with_causes(error)
+
+
+def test_a_server_that_does_not_answer_is_asked_again() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port, and nobody answers
+        port = unused.getsockname()[1]
+        password = quote_plus(PASSWORD)
+        error = failure(f"mongodb://user:{password}@127.0.0.1:{port}/?serverSelectionTimeoutMS=300")
+    assert type(error) is TransientError
+    assert "MongoDB of CRYPTIQUE_SOURCE_URI does not answer while asking for its version" in str(error)
+    assert "7f3a" not in shown_with_causes(error)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"mongodb://user:{PASSWORD}@127.0.0.1/",
+        "mongodb://user:pass/7f3a@127.0.0.1/",
+        "mongodb://user:pass@7f3a@127.0.0.1/",
+        "mongodb://user:%zz7f3a@127.0.0.1/",
+        "mongodb://user:7f3a@127.0.0.1:99999/",
+        "mongodb://user:7f3a@/",
+        "mongodb://",
+        "mongo://user:7f3a@127.0.0.1/",
+        "mongodb://user:7f3a@127.0.0.1/a b/c?x",
+    ],
+)
+def test_a_broken_uri_is_an_error_for_a_person_and_is_not_quoted(uri: str) -> None:
+    error = failure(uri)
+    assert isinstance(error, TerminalError)
+    assert "CRYPTIQUE_SOURCE_URI" in str(error)
+    assert "7f3a" not in shown_with_causes(error)
+
+
+def test_a_user_without_rights_is_told_so(mongo_uri: str, database: Database[Record]) -> None:
+    # A server without access control refuses only what nobody may do.
+    def write_where_nobody_may(block: MongoDatabase) -> None:
+        from blocks.mongo import mongo_errors
+
+        with mongo_errors("writing", block.setting):
+            block.open_database().client["local"].command("createUser", "x", pwd="y", roles=[])
+
+    error = failure(mongo_uri, write_where_nobody_may)
+    assert isinstance(error, TerminalError)
+    assert "MongoDB refused while writing" in str(error)
