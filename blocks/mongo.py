@@ -114,7 +114,9 @@ class MongoDatabase(Block):
             if self._client is None:
                 uri = self.uri.get_secret_value()
                 # What the URI says itself is left to it: an argument would be stronger.
-                timeouts = {name: _SERVER_SELECTION_MS for name in _TIMEOUTS if f"{name}=".lower() not in uri.lower()}
+                timeouts: dict[str, Any] = {
+                    name: _SERVER_SELECTION_MS for name in _TIMEOUTS if f"{name}=".lower() not in uri.lower()
+                }
                 with mongo_errors("connecting", self.setting):
                     try:
                         self._client = MongoClient(uri, appname="cryptique-rag", **timeouts, **_DECODING)

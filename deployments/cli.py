@@ -135,9 +135,12 @@ def migrate(
     Try first: cryptique-rag migrate --dry-run --limit 1000
     """
     with _reported(), _quiet_prefect():
+        first, last = _moment(start, "--start"), _moment(end, "--end")
+        if first and last and first.replace(tzinfo=None) >= last.replace(tzinfo=None):
+            _wrong("--start must lie before --end")
         parameters: dict[str, Any] = {
-            "start": _moment(start, "--start"),
-            "end": _moment(end, "--end"),
+            "start": first,
+            "end": last,
             "teams": [_object_id(value, "--team") for value in team or []],
             "contracts": list(contract or []),
             "limit": limit,
@@ -370,22 +373,17 @@ def _search_in(
     site_id: str | None,
     limit: int,
 ) -> list[list[Hit]]:
-    from blocks.gemini import GeminiEmbedder
-    from blocks.vector_store import VectorStore
-    from blocks.wordllama import LocalEmbedder
     from deployments.register_blocks import make_blocks
-    from flows.blocks import VECTORS
     from tasks.retrieve import Tenant
     from tasks.retrieve import search as search_store
 
     blocks = make_blocks(settings, embedded_uri=mongo_uri)
-    vectors, embedder = blocks[VECTORS], blocks[settings.embedder]
-    assert isinstance(vectors, VectorStore)
-    assert isinstance(embedder, GeminiEmbedder | LocalEmbedder)
+    assert blocks.embedder is not None  # the settings were checked
+    tenant = Tenant(team_id, site_id)
     try:
-        return search_store(questions, Tenant(team_id, site_id), limit=limit, vectors=vectors, embedder=embedder)
+        return search_store(questions, tenant, limit=limit, vectors=blocks.vectors, embedder=blocks.embedder)
     finally:
-        vectors.close()
+        blocks.vectors.close()
 
 
 def _read_questions(path: Path | None) -> list[dict[str, Any]]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
 
-from deployments.settings import Settings, load_settings
+from blocks.mongo import MongoSource
+from blocks.wordllama import LocalEmbedder
+from deployments.embedded import find_mongod
+from deployments.register_blocks import PipelineBlocks, make_blocks
+from deployments.settings import Settings, inspect_settings
+from flows.blocks import PipelineEmbedder
 from tasks.domain.errors import InputError, PipelineError
 
 _NEEDED = ("transactions", "smartcontracts", "teams", "websites")
@@ -29,81 +35,73 @@ class Finding:
 
 def check_configuration() -> list[Finding]:
     """Return what was looked at: the settings, both databases, the embedder and the Prefect server."""
-    try:
-        settings = load_settings()
-    except InputError as error:
-        return [Finding("settings", problem, problem=True) for problem in str(error).split("; ")]
-    findings = [Finding("settings", f"embedder {settings.embedder}, database {settings.vectors_database}")]
-    findings.extend(_check_databases(settings))
-    findings.append(_check_embedder(settings))
+    settings, problems = inspect_settings()
+    findings = [Finding("settings", problem, problem=True) for problem in problems]
+    if not problems:
+        findings.append(Finding("settings", f"embedder {settings.embedder}, database {settings.vectors_database}"))
+    blocks = make_blocks(settings)
+    findings.extend(_check_embedded() if settings.embedded else _check_databases(blocks))
+    if blocks.embedder is not None:
+        findings.append(_check_embedder(blocks.embedder))
     findings.append(_check_prefect(settings))
     return findings
 
 
-def _check_databases(settings: Settings) -> list[Finding]:
-    from blocks.mongo import MongoSource
-    from blocks.vector_store import VectorStore
-    from deployments.embedded import find_mongod
-    from deployments.register_blocks import make_blocks
-    from flows.blocks import SOURCE, VECTORS
+def _check_embedded() -> list[Finding]:
+    try:
+        find_mongod()
+    except PipelineError as error:
+        return [Finding("embedded mongod", str(error), problem=True)]
+    return [Finding("embedded mongod", "serves source and vectors; it is started when needed")]
 
-    if settings.embedded:
-        try:
-            find_mongod()
-        except PipelineError as error:
-            return [Finding("embedded mongod", str(error), problem=True)]
-        return [Finding("embedded mongod", "serves source and vectors; it is started when needed")]
-    blocks = make_blocks(settings)
-    source, vectors = blocks[SOURCE], blocks[VECTORS]
-    assert isinstance(source, MongoSource)
-    assert isinstance(vectors, VectorStore)
-    findings = []
+
+def _check_databases(blocks: PipelineBlocks) -> list[Finding]:
+    return [
+        _look("source", lambda: _describe_source(blocks.source)),
+        _look("vector store", lambda: _describe_store(blocks)),
+    ]
+
+
+def _describe_source(source: MongoSource) -> str:
     try:
         version = source.check()
         missing = source.find_missing_collections(_NEEDED)
         if missing:
-            findings.append(
-                Finding(
-                    "source",
-                    f"database {source.database} has no {', '.join(missing)}: is CRYPTIQUE_SOURCE_DATABASE right?",
-                    problem=True,
-                )
+            raise InputError(
+                f"database {source.database} has no {', '.join(missing)}: is CRYPTIQUE_SOURCE_DATABASE right?"
             )
-        else:
-            findings.append(Finding("source", f"MongoDB {version}, {source.count('transactions'):,} transactions"))
-    except PipelineError as error:
-        findings.append(Finding("source", str(error), problem=True))
+        return f"MongoDB {version}, {source.count('transactions'):,} transactions"
     finally:
         source.close()
+
+
+def _describe_store(blocks: PipelineBlocks) -> str:
+    vectors = blocks.vectors
     try:
         version = vectors.check()
-        vectors.require_model(_facts(settings), replace=False, write=False)
-        findings.append(Finding("vector store", f"MongoDB {version}, database {vectors.database}"))
-    except PipelineError as error:
-        findings.append(Finding("vector store", str(error), problem=True))
+        if blocks.embedder is not None:
+            vectors.require_model(blocks.embedder.facts, replace=False, write=False)
+        return f"MongoDB {version}, database {vectors.database}"
     finally:
         vectors.close()
-    return findings
 
 
-def _facts(settings: Settings) -> Any:
-    from deployments.register_blocks import make_blocks
+def _check_embedder(embedder: PipelineEmbedder) -> Finding:
+    facts = embedder.facts
+    kind = "offline, no cost" if isinstance(embedder, LocalEmbedder) else "answers"
 
-    return make_blocks(settings)[settings.embedder].facts  # type: ignore[attr-defined]
+    def describe() -> str:
+        embedder.check()
+        return f"{facts.model}, {facts.dimensions} dimensions: {kind}"
+
+    return _look("embedder", describe)
 
 
-def _check_embedder(settings: Settings) -> Finding:
-    from blocks.gemini import GeminiEmbedder
-    from deployments.register_blocks import make_blocks
-
-    embedder = make_blocks(settings)[settings.embedder]
+def _look(what: str, describe: Callable[[], str]) -> Finding:
     try:
-        embedder.check()  # type: ignore[attr-defined]
+        return Finding(what, describe())
     except PipelineError as error:
-        return Finding("embedder", str(error), problem=True)
-    facts = embedder.facts  # type: ignore[attr-defined]
-    kind = "answers" if isinstance(embedder, GeminiEmbedder) else "offline, no cost"
-    return Finding("embedder", f"{facts.model}, {facts.dimensions} dimensions: {kind}")
+        return Finding(what, str(error), problem=True)
 
 
 def _check_prefect(settings: Settings) -> Finding:

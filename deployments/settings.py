@@ -159,17 +159,22 @@ def _nearest_existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def load_settings(**overrides: Any) -> Settings:
-    """Return the settings, or raise ``InputError`` that names everything wrong at once, without any value."""
+def inspect_settings(**overrides: Any) -> tuple[Settings, list[str]]:
+    """Return the settings and everything wrong with them, without any value; what is wrong has its default."""
+    found: list[str] = []
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        lines = [
-            f"{str(item['loc'][0]).upper()}: {str(item['msg']).removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
-        raise InputError("; ".join(lines)) from None
-    problems = settings.problems()
+        wrong = {str(item["loc"][0]): str(item["msg"]) for item in error.errors()}
+        found = [f"{name.upper()}: {says.removeprefix('Value error, ')}" for name, says in wrong.items()]
+        defaults = {name: Settings.model_fields[name].get_default() for name in wrong}
+        settings = Settings(**{**overrides, **defaults})
+    return settings, found + settings.problems()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings, or raise ``InputError`` that names everything wrong at once, without any value."""
+    settings, problems = inspect_settings(**overrides)
     if problems:
         raise InputError("; ".join(problems))
     return settings

@@ -1,4 +1,4 @@
-"""Records, owners and transactions for tests: each call gives a sound one, and its changes say what the test is about."""
+"""Records, owners and transactions for tests: each is sound, and its changes say what the test is about."""
 
 from __future__ import annotations
 

@@ -49,8 +49,9 @@ def split_text(text: str, size: ChunkSize, count_tokens: CountTokens, *, tokens:
     """Return the chunks of a text, in order: one if it is short enough, else slices that end at sentences.
 
     Neighbours share about ``overlap_tokens``, and none lies inside another; every character that is not white space
-    at a cut is in a chunk. No chunk is blank or holds more than ``size_tokens`` tokens or ``MAX_CONTENT_CHARS`` characters. Ends for every input: a
-    piece that is still too large is cut at half the size, down to single characters.
+    at a cut is in a chunk. No chunk is blank, or holds more than ``size_tokens`` tokens or ``MAX_CONTENT_CHARS``
+    characters. Ends for every input: a piece that is still too large is cut at half the size, down to single
+    characters.
     """
     if not text.strip():
         return []

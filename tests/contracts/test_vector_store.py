@@ -18,7 +18,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
-from blocks.mongo import MongoDatabase, MongoSource
+from blocks.mongo import MongoDatabase, MongoSource, mongo_errors
 from blocks.vector_store import VectorStore
 from tasks.domain.collections import COLLECTIONS, LOOKUP_INDEX
 from tasks.domain.dead_letters import DeadLetter, record_key
@@ -574,11 +574,8 @@ def test_a_broken_uri_is_an_error_for_a_person_and_is_not_quoted(uri: str) -> No
     assert "7f3a" not in shown_with_causes(error)
 
 
-def test_a_user_without_rights_is_told_so(mongo_uri: str, database: Database[Record]) -> None:
-    # A server without access control refuses only what nobody may do.
+def test_what_the_server_refuses_for_good_is_an_error_for_a_person(mongo_uri: str) -> None:
     def write_where_nobody_may(block: MongoDatabase) -> None:
-        from blocks.mongo import mongo_errors
-
         with mongo_errors("writing", block.setting):
             block.open_database().client["local"].command("createUser", "x", pwd="y", roles=[])
 

@@ -189,7 +189,7 @@ def test_with_every_fifth_request_failing_the_store_equals_that_of_a_run_without
     with LoopbackGemini(faults=plan, retry_delay_seconds=0.05) as server:
         pipeline.use_gemini(server, cryptique_gemini_concurrency=8)
         # Few texts a request make enough requests for every kind of fault to come up.
-        disturbed = pipeline.migrate(shard_rows=50, shards_in_flight=4)
+        disturbed = pipeline.migrate(shard_rows=35, shards_in_flight=4)
     assert {request.fault for request in server.requests} == {None, *FAULTS}
     failed = sum(request.fault is not None for request in server.requests)
     assert failed >= len(server.requests) * 0.19

@@ -14,7 +14,6 @@ from pymongo import MongoClient
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from deployments.register_blocks import make_blocks
-from flows.blocks import VECTORS
 from tasks.domain.errors import TerminalError
 from tasks.retrieve import Hit, Tenant, search
 from tests.end_to_end.pipeline import Pipeline, Record, SourceData, open_pipeline, repeated, vector_of
@@ -28,7 +27,7 @@ CLOSE = 3e-6
 class Filled:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        store = make_blocks(pipeline.settings)[VECTORS]
+        store = make_blocks(pipeline.settings).vectors
         assert isinstance(store, VectorStore)
         self.vectors = store
         self.embedder = LocalEmbedder()

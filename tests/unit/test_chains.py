@@ -58,8 +58,25 @@ def test_other_names_of_a_chain_are_that_chain(alias: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [None, "", "  ", "Error", "unknown", "Not Connected", "No Chain Detected", True, ["Ethereum"], {}, b"Base", 0, -1]
-    + ["0", "9" * 30, "\u200b\u202e", "\x00"],
+    [
+        None,
+        "",
+        "  ",
+        "Error",
+        "unknown",
+        "Not Connected",
+        "No Chain Detected",
+        True,
+        ["Ethereum"],
+        {},
+        b"Base",
+        0,
+        -1,
+        "0",
+        "9" * 30,
+        "\u200b\u202e",
+        "\x00",
+    ],
 )
 def test_what_names_no_chain_is_none(raw: object) -> None:
     assert find_chain(raw) is None

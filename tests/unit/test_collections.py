@@ -56,7 +56,8 @@ def test_vector_documents_expire_only_by_their_own_date() -> None:
 
 def test_embeddingjobs_has_the_applications_indexes() -> None:
     done = {"status": {"$in": ["completed", "cancelled"]}}
-    assert indexes(EMBEDDING_JOBS) == {
+    found = indexes(EMBEDDING_JOBS)
+    expected: dict[Keys, dict[str, Any]] = {
         keys("jobId"): {"unique": True},
         keys("status -priority scheduledFor"): {},
         keys("teamId status -createdAt"): {},
@@ -65,6 +66,9 @@ def test_embeddingjobs_has_the_applications_indexes() -> None:
         keys("retryConfig.nextRetryAt"): {},
         keys("completedAt"): {"expireAfterSeconds": 30 * DAY_S, "partialFilterExpression": done},
     }
+    assert {index: found.get(index) for index in expected} == expected
+    ours = [options for index, options in found.items() if index not in expected]
+    assert all("partialFilterExpression" in options for options in ours), "ours must not bind the application's jobs"
 
 
 def test_embeddingstats_has_the_applications_indexes() -> None:

@@ -1,4 +1,4 @@
-"""Documents: the words a transaction is found by. What they claim is in the record; what costs tokens is in the facts."""
+"""Documents: the words a transaction is found by. What they claim is in the record, what costs tokens in the facts."""
 
 from __future__ import annotations
 
@@ -114,11 +114,13 @@ def test_a_row_without_time_chain_or_address_has_no_such_metadata() -> None:
     assert " on " not in content(chain=None)
 
 
-@pytest.mark.parametrize("month", range(1, 13))
-def test_months_are_english_on_every_machine(month: int) -> None:
+@pytest.mark.parametrize(
+    ("month", "name"), [(1, "January"), (3, "March"), (5, "May"), (8, "August"), (10, "October"), (12, "December")]
+)
+def test_months_are_english_on_every_machine(month: int, name: str) -> None:
     moment = datetime(2022, month, 3, tzinfo=UTC)
-    names = "January February March April May June July August September October November December".split()
-    assert f" 3 {names[month - 1]} 2022." in content(block_time_ms=round(moment.timestamp() * 1000))
+    said = content(block_time_ms=round(moment.timestamp() * 1000))
+    assert f" 3 {name} 2022." in said
 
 
 @pytest.mark.parametrize(
@@ -180,9 +182,7 @@ def test_a_contract_creation_is_not_called_unlimited_because_its_bytes_look_like
 
 
 def test_a_lock_says_its_amount_and_length() -> None:
-    lock = make_call(
-        "create_lock", "0x65fc3873", 5 * 10**18, 1_715_093_466, contract=ESCROW_OID, contractId=ESCROW_ID
-    )
+    lock = make_call("create_lock", "0x65fc3873", 5 * 10**18, 1_715_093_466, contract=ESCROW_OID, contractId=ESCROW_ID)
     text = content_of(lock)
     assert text.startswith("Locked tokens for voting power in a vote-escrow contract: 5 tokens, veToken (staking")
     assert "Lock of 730 days." in text

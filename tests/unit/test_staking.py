@@ -120,9 +120,7 @@ def test_a_number_that_is_no_time_of_a_chain_is_no_unlock_time(moment: int) -> N
     ids=["none", "one byte", "cut short", "not hexadecimal", "a prefix inside", "what int() would take"],
 )
 def test_call_data_that_ends_early_or_is_damaged_has_an_unknown_amount(arguments: str) -> None:
-    found = find_staking(
-        selector="0x2e1a7d4d", method=None, call_data="0x2e1a7d4d" + arguments, block_time_ms=BLOCK_MS
-    )
+    found = find_staking(selector="0x2e1a7d4d", method=None, call_data="0x2e1a7d4d" + arguments, block_time_ms=BLOCK_MS)
     assert found.type == "withdraw"
     assert found.amount is None
 

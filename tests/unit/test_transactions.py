@@ -1,4 +1,4 @@
-"""Transactions: what identity, owner, time and amount say is read exactly or refused; the rest is mended or left out."""
+"""Transactions: identity, owner, time and amount are read exactly or refused; the rest is mended or left out."""
 
 from __future__ import annotations
 
@@ -92,9 +92,18 @@ def test_a_genesis_row_is_named_after_its_address() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "code"),
-    [(None, "tx_hash_missing"), ("", "tx_hash_missing"), (" ", "tx_hash_missing"), (17, "tx_hash_missing")]
-    + [(["0x"], "tx_hash_missing"), (TX_HASH[:-1], "tx_hash_invalid"), (TX_HASH + "0", "tx_hash_invalid")]
-    + [("0x" + "g" * 64, "tx_hash_invalid"), ("0x" + "１" * 64, "tx_hash_invalid"), ("GENESIS_x", "tx_hash_invalid")],
+    [
+        (None, "tx_hash_missing"),
+        ("", "tx_hash_missing"),
+        (" ", "tx_hash_missing"),
+        (17, "tx_hash_missing"),
+        (["0x"], "tx_hash_missing"),
+        (TX_HASH[:-1], "tx_hash_invalid"),
+        (TX_HASH + "0", "tx_hash_invalid"),
+        ("0x" + "g" * 64, "tx_hash_invalid"),
+        ("0x" + "１" * 64, "tx_hash_invalid"),
+        ("GENESIS_x", "tx_hash_invalid"),
+    ],
 )
 def test_a_row_without_a_real_hash_is_refused(raw: object, code: str) -> None:
     assert refusal(tx_hash=raw) == code
@@ -274,8 +283,26 @@ def test_a_whole_number_in_any_form_is_that_number(raw: object, number: int) -> 
 
 @pytest.mark.parametrize(
     "raw",
-    [-1, 1.5, float("nan"), float("inf"), 1e300, 2**63 - 1, True, "many", "1.5", "-0x5", "9" * 5_000, [5], {"a": 5}]
-    + [Decimal128("1.5"), Decimal128("NaN"), Decimal128("sNaN"), Decimal128("-Infinity"), Decimal128("9E+6144")],
+    [
+        -1,
+        1.5,
+        float("nan"),
+        float("inf"),
+        1e300,
+        2**63 - 1,
+        True,
+        "many",
+        "1.5",
+        "-0x5",
+        "9" * 5_000,
+        [5],
+        {"a": 5},
+        Decimal128("1.5"),
+        Decimal128("NaN"),
+        Decimal128("sNaN"),
+        Decimal128("-Infinity"),
+        Decimal128("9E+6144"),
+    ],
     ids=lambda raw: repr(raw)[:30],
 )
 def test_what_is_no_whole_number_is_left_out_with_a_warning(raw: object) -> None:
@@ -312,9 +339,23 @@ def test_what_is_no_address_is_left_out_with_a_warning(raw: object) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "status"),
-    [("Success", "success"), ("success", "success"), ("0x1", "success"), (1, "success"), (1.0, "success")]
-    + [(True, "success"), ("True", "success"), ("Failed", "failed"), ("failed", "failed"), (0, "failed")]
-    + [(False, "failed"), ("pending", "pending"), ("Unknown", None), ("", None), (None, None)],
+    [
+        ("Success", "success"),
+        ("success", "success"),
+        ("0x1", "success"),
+        (1, "success"),
+        (1.0, "success"),
+        (True, "success"),
+        ("True", "success"),
+        ("Failed", "failed"),
+        ("failed", "failed"),
+        (0, "failed"),
+        (False, "failed"),
+        ("pending", "pending"),
+        ("Unknown", None),
+        ("", None),
+        (None, None),
+    ],
 )
 def test_a_status_in_any_form_is_one_of_three_or_unknown(raw: object, status: str | None) -> None:
     transaction = parse(status=raw)
@@ -436,7 +477,9 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "method_name": st.from_regex(r"[A-Za-z_$]{1,20}", fullmatch=True),
     "input": st.builds(
         lambda selector, words: selector + "".join(map(word, words)),
-        st.sampled_from(["0x65fc3873", "0x4957677c", "0xeff7a612", "0x095ea7b3", "0xa22cb465", "0x2e1a7d4d", "a9059cbb"]),
+        st.sampled_from(
+            ["0x65fc3873", "0x4957677c", "0xeff7a612", "0x095ea7b3", "0xa22cb465", "0x2e1a7d4d", "a9059cbb"]
+        ),
         st.lists(st.integers(0, 2**256 - 1) | st.integers(1_438_269_973, 4_294_967_295), max_size=3),
     ),
     "chain": st.sampled_from(["Ethereum", "bsc", "010", "0x89", "Zora"]) | texts,
@@ -457,7 +500,10 @@ def dirty_records(draw: st.DrawFn) -> dict[str, Any]:
     return record
 
 
-@settings(max_examples=max(500, settings.default.max_examples), suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example])
+@settings(
+    max_examples=max(500, settings.default.max_examples),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
+)
 @given(record=dirty_records())
 def test_any_record_that_mongodb_can_hold_becomes_a_document_or_a_dead_letter(record: dict[str, Any]) -> None:
     try:

@@ -1,0 +1,149 @@
+"""Settings: names that are a public interface, every problem told at once, and no secret told ever."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deployments.settings import Settings, describe_settings, env_example, load_settings
+from tasks.domain.errors import TerminalError
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "hunter2-very-secret"
+#: The names that the README promises and that no release may change.
+PUBLIC = [
+    "CRYPTIQUE_SOURCE_URI",
+    "CRYPTIQUE_SOURCE_DATABASE",
+    "CRYPTIQUE_VECTORS_URI",
+    "CRYPTIQUE_VECTORS_DATABASE",
+    "CRYPTIQUE_EMBEDDER",
+    "GEMINI_API_KEY",
+    "GEMINI_BASE_URL",
+    "CRYPTIQUE_HOME",
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the environment of this machine nor a file ``.env`` of the checkout."""
+    for name in [*os.environ, *Settings.model_fields]:
+        if name.upper() in {field.upper() for field in Settings.model_fields}:
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def problem(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TerminalError) as failed:
+        load_settings()
+    return str(failed.value)
+
+
+def test_the_public_names_are_there_and_the_others_follow_their_pattern() -> None:
+    names = [row.name for row in describe_settings()]
+    assert set(PUBLIC) <= set(names)
+    assert all(name.startswith(("CRYPTIQUE_", "GEMINI_", "PREFECT_")) for name in names)
+
+
+def test_the_example_file_is_the_one_that_the_model_writes() -> None:
+    assert (ROOT / ".env.example").read_text(encoding="utf-8") == env_example()
+
+
+def test_the_example_names_every_setting_commented_out_and_explained() -> None:
+    lines = env_example().splitlines()
+    assert all(not line or line.startswith("# ") for line in lines)
+    for row in describe_settings():
+        assert row.description
+        assert sum(line.startswith(f"# {row.name}=") for line in lines) == 1
+
+
+def test_the_example_can_be_used_as_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(env_example(), encoding="utf-8")
+    assert load_settings().embedded
+
+
+def test_without_any_setting_the_embedded_database_and_the_local_embedder_serve() -> None:
+    settings = load_settings()
+    assert settings.embedded
+    assert settings.embedder == "local"
+    assert settings.vectors_database == settings.cryptique_source_database
+    assert settings.home == Path.cwd() / ".cryptique"
+
+
+def test_a_key_alone_chooses_gemini_and_a_choice_overrides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", SECRET)
+    assert load_settings().embedder == "gemini"
+    monkeypatch.setenv("CRYPTIQUE_EMBEDDER", "local")
+    assert load_settings().embedder == "local"
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PUBLIC:
+        monkeypatch.setenv(name, "")
+    assert load_settings() == Settings()
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("CRYPTIQUE_SOURCE_DATABASE=from_file\nCRYPTIQUE_HOME=from_file\n", encoding="utf-8")
+    monkeypatch.setenv("CRYPTIQUE_HOME", "from_environment")
+    settings = load_settings()
+    assert settings.cryptique_source_database == settings.vectors_database == "from_file"
+    assert settings.home.name == "from_environment"
+
+
+def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = problem(
+        monkeypatch,
+        CRYPTIQUE_SOURCE_URI=f"postgres://user:{SECRET}@host/",
+        CRYPTIQUE_SOURCE_DATABASE="a/b",
+        CRYPTIQUE_EMBEDDER="openai",
+        GEMINI_BASE_URL="generativelanguage",
+        CRYPTIQUE_GEMINI_DIMENSIONS="0",
+    )
+    for name in (
+        "CRYPTIQUE_SOURCE_URI",
+        "CRYPTIQUE_SOURCE_DATABASE",
+        "CRYPTIQUE_EMBEDDER",
+        "GEMINI_BASE_URL",
+        "CRYPTIQUE_GEMINI_DIMENSIONS",
+    ):
+        assert name in told
+    assert SECRET not in told
+
+
+def test_every_combination_that_cannot_work_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    told = problem(
+        monkeypatch,
+        CRYPTIQUE_EMBEDDER="gemini",
+        CRYPTIQUE_VECTORS_URI=f"mongodb://user:{SECRET}@host/",
+        CRYPTIQUE_HOME="file",
+    )
+    for name in ("GEMINI_API_KEY", "CRYPTIQUE_SOURCE_URI", "CRYPTIQUE_HOME"):
+        assert name in told
+    assert SECRET not in told
+
+
+@pytest.mark.parametrize("name", ["a" * 64, "a b", "a.b", "$a", 'a"b'])
+def test_a_database_name_that_mongodb_refuses_is_refused_here(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert "CRYPTIQUE_VECTORS_DATABASE" in problem(monkeypatch, CRYPTIQUE_VECTORS_DATABASE=name)
+
+
+def test_no_secret_is_in_what_settings_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYPTIQUE_SOURCE_URI", f"mongodb://user:{SECRET}@host/")
+    monkeypatch.setenv("CRYPTIQUE_VECTORS_URI", f"mongodb+srv://user:{SECRET}@host/")
+    monkeypatch.setenv("GEMINI_API_KEY", SECRET)
+    settings = load_settings()
+    for shown in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
+        assert SECRET not in shown
+    assert settings.gemini_api_key is not None
+    assert settings.gemini_api_key.get_secret_value() == SECRET
+
+
+def test_what_holds_a_password_or_a_key_is_marked_as_a_secret() -> None:
+    secret = {row.name for row in describe_settings() if row.secret}
+    assert {"CRYPTIQUE_SOURCE_URI", "CRYPTIQUE_VECTORS_URI", "GEMINI_API_KEY"} <= secret
