@@ -161,9 +161,8 @@ def test_archived_documents_are_not_found(filled: Filled) -> None:
 
 def test_a_question_in_the_vectors_of_another_model_is_refused_with_what_to_do(filled: Filled) -> None:
     with LoopbackGemini() as server:
-        other = make_blocks(filled.pipeline.make_settings(gemini_api_key=server.api_key, gemini_base_url=server.url))[
-            "gemini"
-        ]
+        settings = filled.pipeline.make_settings(gemini_api_key=server.api_key, gemini_base_url=server.url)
+        other = make_blocks(settings).gemini
         with pytest.raises(TerminalError, match=r"the store's vectors are of wordllama.*CRYPTIQUE_EMBEDDER"):
             search(["a"], Tenant(None), limit=1, vectors=filled.vectors, embedder=other)  # type: ignore[arg-type]
         assert server.request_count == 0
