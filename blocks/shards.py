@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -54,11 +54,9 @@ class ShardStore(Block):
             size, checksum = _measure(partial)
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise TerminalError(
-                f"can't write the shard file {path.name} to {path.parent}: {error.strerror or error}. "
-                "Free space there, or point CRYPTIQUE_HOME elsewhere, and run the same command again: it resumes"
-            ) from error
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise _translated(error, path.parent) from error
         return ShardFile(f"{run_key}/{name}", table.num_rows, size, checksum)
 
     def read_table(self, file: ShardFile) -> pa.Table:
@@ -78,10 +76,13 @@ class ShardStore(Block):
     def write_plan(self, run_key: str, shards: Sequence[ShardRange]) -> None:
         """Keep the ranges of a run, so that a resumed one cuts the source at the same places."""
         path = self.run_folder(run_key) / _PLAN
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_bytes(bson.encode({"shards": [asdict(shard) for shard in shards]}))
-        os.replace(partial, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(bson.encode({"shards": [asdict(shard) for shard in shards]}))
+            os.replace(partial, path)
+        except OSError as error:
+            raise _translated(error, path.parent) from error
 
     def read_plan(self, run_key: str) -> list[ShardRange] | None:
         """Return the ranges of a run, or None if its folder is not here."""
@@ -279,7 +280,7 @@ def _translated(error: OSError | sqlite3.Error, folder: Path) -> PipelineError:
     words = str(error)
     if isinstance(error, OSError) or "full" in words or "readonly" in words:
         return TerminalError(
-            f"can't keep what was paid for in {folder}: {words}. Free space there, or point CRYPTIQUE_HOME elsewhere, "
-            "and run the same command again: it resumes"
+            f"can't write to {folder}: {words}. Free space there, or point CRYPTIQUE_HOME elsewhere, and run the same "
+            "command again: it resumes"
         )
     return TransientError(f"the index of paid texts in {folder} is busy: {words}")

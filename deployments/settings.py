@@ -101,16 +101,24 @@ class Settings(BaseSettings):
     @field_validator("cryptique_source_uri", "cryptique_vectors_uri")
     @classmethod
     def _require_mongo_uri(cls, uri: SecretStr | None) -> SecretStr | None:
-        if uri is not None and urlsplit(uri.get_secret_value()).scheme not in ("mongodb", "mongodb+srv"):
+        if uri is not None and not uri.get_secret_value().startswith(("mongodb://", "mongodb+srv://")):
             raise ValueError("must begin with mongodb:// or mongodb+srv://")
         return uri
 
     @field_validator("gemini_base_url", "prefect_api_url")
     @classmethod
     def _require_http(cls, url: str | None) -> str | None:
-        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
-            raise ValueError("must be an address such as https://host/")
-        return url.rstrip("/") if url else None
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # its words may repeat the address
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as https://host/") from None
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("must not hold a user or a password: addresses are shown in logs")
+        return url.rstrip("/")
 
     @field_validator("cryptique_source_database", "cryptique_vectors_database")
     @classmethod

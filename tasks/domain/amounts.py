@@ -122,7 +122,7 @@ def readable(value: Decimal) -> str:
     The exact figure lives in the vector document's facts; a text with 18 decimals costs tokens and finds nothing.
     """
     if value >= UNLIMITED_FROM:
-        return "an unlimited amount of"
+        return "the largest possible amount of"
     if value == 0:
         return "0"
     if value >= 1000:

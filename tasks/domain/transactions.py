@@ -33,6 +33,8 @@ FIRST_BLOCK_MS = 1_438_269_973_000
 FUTURE_TOLERANCE_MS = 86_400_000
 #: Producers that wrote "now" into block_time did so within seconds of createdAt.
 SUSPECT_TIME_MS = 5_000
+#: No tracked chain has issued more of its own coin; Polygon, with ten thousand million, comes nearest.
+MAX_COINS = 10**11
 _MS_PER_S = 1000
 _LARGEST_SECONDS = 10_000_000_000  # the year 2286; a larger number is milliseconds
 _LONGEST_EPOCH = 18  # digits; milliseconds of the year 9999 have 15
@@ -177,6 +179,11 @@ def parse_transaction(record: Mapping[str, Any], owners: Owners, *, now_ms: int)
             unit = symbol
         else:
             unit = coin
+        if unit is not None and unit == coin and not is_transfer and amount.value > MAX_COINS:
+            raise RecordError(
+                "amount_above_supply",
+                f"value_eth {plain(amount.value)[:60]} is more {coin} than exist: trailing call data may have inflated it",
+            )
 
     escrow = contract.type == ESCROW
     staking = (

@@ -48,7 +48,7 @@ OUTCOMES: dict[str, str | dict[str, Any]] = {
     "m28": {"facts.method": "nothingToSeeHere_04ikDO9"},
     "m29": "id_not_objectid",
     "m30": {"facts.amount": "0.00000015", "facts.unit": "USDT"},
-    "m31": {"facts.amount": "115792089237316200000000000000000000000000000000000000000000", "facts.unit": "ETH"},
+    "m31": "amount_above_supply",
     "m32": {"facts.amount": "0", "facts.unit": "ETH"},
     "m33": {"facts.amount": "1250000.5", "facts.unit": "USDT"},
     "m34": "amount_ambiguous",

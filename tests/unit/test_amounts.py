@@ -209,4 +209,4 @@ def test_only_figures_near_the_largest_uint256_mean_without_limit() -> None:
     assert Amount(Decimal(UINT256_MAX)).unlimited
     assert Amount(Decimal(UINT256_MAX) / 10**18).unlimited
     assert not Amount(Decimal(10**58)).unlimited
-    assert readable(UNLIMITED_FROM) == "an unlimited amount of"
+    assert readable(UNLIMITED_FROM) == "the largest possible amount of"

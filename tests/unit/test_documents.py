@@ -132,7 +132,7 @@ def test_months_are_english_on_every_machine(month: int, name: str) -> None:
         ({"amount": "0"}, "Token transfer: 0 USDT"),
         ({"amount": None, "unit": None}, "Token transfer, Tether USD"),
         ({"amount_below": True, "amount": "0.0001"}, "less than 0.0001 USDT"),
-        ({"amount": str(2**256 - 1)}, "an unlimited amount of USDT"),
+        ({"amount": str(2**256 - 1)}, "the largest possible amount of USDT"),
         ({"unit": None}, "12.5 units"),
         ({"creates_contract": True}, "Deployed a new contract"),
         ({"contract_name": None}, "an unlabelled contract on Ethereum"),

@@ -36,6 +36,7 @@ MESSY: dict[str, str | dict[str, Any]] = {
     "value_comma_decimal": "amount_ambiguous",
     "value_nan_text": "amount_unreadable",
     "value_negative": "amount_negative",
+    "value_scientific_large": "amount_above_supply",
     # missing is never bad
     "missing_block_time": {"block_time_ms": None, "warnings": ""},
     "missing_to_address": {"to_address": None, "warnings": ""},
@@ -53,7 +54,6 @@ MESSY: dict[str, str | dict[str, Any]] = {
     "value_with_symbol_and_commas": {"amount": "1250000.5", "unit": "USDT"},
     "value_number": {"amount": "0.12345678901234568", "unit": "ETH"},
     "value_uint256_max": {"amount": str(2**256 - 1), "amount_unlimited": True},
-    "value_scientific_large": {"amount_unlimited": True},
     "mixed_case_addresses": {"from_address": "0xa665db2c90e57485aad058fb245af47361f8df09", "warnings": ""},
     "address_whitespace": {"from_address": "0x603136b204592de6bc16d783bfa8ec0f7a526c5f", "warnings": ""},
     "address_without_prefix": {"from_address": "0x66a2a9a3bb76cd76dcf443734ea8660e0598f55d", "warnings": ""},

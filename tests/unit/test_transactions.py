@@ -25,6 +25,7 @@ from tasks.domain.tables import from_table, to_table
 from tasks.domain.transactions import (
     FIRST_BLOCK_MS,
     FUTURE_TOLERANCE_MS,
+    MAX_COINS,
     Transaction,
     parse_block_time,
     parse_transaction,
@@ -531,3 +532,9 @@ def test_any_record_that_mongodb_can_hold_becomes_a_document_or_a_dead_letter(re
         stored = bson.decode(encode_body(document, chunk, len(chunks), FACTS))
         assert stored["content"] == chunk.text
         assert stored["metadata"]["facts"]["txHash"] == transaction.tx_hash
+
+
+def test_more_of_a_chains_coin_than_exists_is_refused() -> None:
+    # The largest possible amount, in an approved token's units, is real; in ether it was inflated by an importer.
+    assert parse(value_eth=str(MAX_COINS)).amount == str(MAX_COINS)
+    assert refusal(value_eth=str(MAX_COINS + 1)) == "amount_above_supply"
