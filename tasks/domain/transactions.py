@@ -182,7 +182,7 @@ def parse_transaction(record: Mapping[str, Any], owners: Owners, *, now_ms: int)
         if unit is not None and unit == coin and not is_transfer and amount.value > MAX_COINS:
             raise RecordError(
                 "amount_above_supply",
-                f"value_eth {plain(amount.value)[:60]} is more {coin} than exist: trailing call data may have inflated it",
+                f"value_eth {plain(amount.value)[:60]} is more {coin} than exist: call data may have inflated it",
             )
 
     escrow = contract.type == ESCROW

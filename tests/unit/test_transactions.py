@@ -536,5 +536,7 @@ def test_any_record_that_mongodb_can_hold_becomes_a_document_or_a_dead_letter(re
 
 def test_more_of_a_chains_coin_than_exists_is_refused() -> None:
     # The largest possible amount, in an approved token's units, is real; in ether it was inflated by an importer.
-    assert parse(value_eth=str(MAX_COINS)).amount == str(MAX_COINS)
-    assert refusal(value_eth=str(MAX_COINS + 1)) == "amount_above_supply"
+    call = {"tx_type": "Contract Interaction", "token_symbol": None}
+    assert parse(value_eth=str(MAX_COINS), **call).amount == str(MAX_COINS)
+    assert refusal(value_eth=str(MAX_COINS + 1), **call) == "amount_above_supply"
+    assert parse(value_eth=str(MAX_COINS + 1)).unit == "USDT"
