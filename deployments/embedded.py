@@ -185,7 +185,7 @@ class LocalServer:
     def _start(self, *, saved_port: int | None, keep: bool) -> int:
         self._check_disk()
         wanted = [port for port in (saved_port, self.preferred_port) if port is not None]
-        for _ in range(3):
+        for tried in range(3):
             port = next((port for port in wanted if _is_free(port)), None) or _free_port()
             child, log_offset = self._spawn(port)
             state = ServerState(child.pid, port, _process_started(child.pid) or "ended", keep)
@@ -199,9 +199,9 @@ class LocalServer:
                     self._end(state)
             if ready:
                 return port
-            if exit_code is None or _is_free(port):
+            if exit_code is None or (_is_free(port) and tried):
                 break
-            # Another program took the port in the meantime: ours ended over that.
+            # Another program took the port in the meantime, or a start-up race ended ours: once more.
         raise TerminalError(self._explain(exit_code, log_offset))
 
     def _spawn(self, port: int) -> tuple[subprocess.Popen[bytes], int]:

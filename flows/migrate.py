@@ -357,8 +357,11 @@ def _worker_id(pid: int | None = None) -> str | None:
     try:
         os.kill(pid, 0)
         stat = Path(f"/proc/{pid}/stat")
-        # The 22nd field; the second one, the name, may hold spaces and brackets.
-        started = stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""
+        # The 3rd field is the state, the 22nd the start; the 2nd, the name, may hold spaces and brackets.
+        fields = stat.read_text().rpartition(")")[2].split() if stat.exists() else []
+        if fields and fields[0] == "Z":  # ended, and not yet noticed by its parent
+            return None
+        started = fields[19] if fields else ""
     except PermissionError:
         started = ""
     except OSError:

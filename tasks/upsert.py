@@ -15,7 +15,7 @@ from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter
 from tasks.domain.errors import ShardDamagedError
-from tasks.domain.manifests import Counts, Manifest, Owner, ShardOutcome
+from tasks.domain.manifests import Manifest, Owner, ShardOutcome
 from tasks.domain.rows import Verdict, changed_fields, document_id, new_row, row_id
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
@@ -203,15 +203,19 @@ def _count(rows: list[_Row], letters: list[DeadLetter], manifest: Manifest) -> N
     for row in rows:
         changed = row.verdict != Verdict.UNCHANGED or row.stored_chunks > row.chunks
         written[row.record_id] = written.get(row.record_id, False) or changed
-    by_owner: dict[Owner, list[int]] = {}
+    by_owner: dict[Owner, list[_Row]] = {}
     for row in rows:
-        counts = by_owner.setdefault(row.owner, [0, 0, 0])
-        counts[2] += 1
-        if row.ordinal == 0:
-            counts[0 if written[row.record_id] else 1] += 1
-    for owner, (new, same, chunks) in by_owner.items():
-        manifest.by_owner[owner] = manifest.by_owner.get(owner, Counts()) + Counts(
-            read=new + same, written=new, unchanged=same, chunks=chunks
+        by_owner.setdefault(row.owner, []).append(row)
+    for owner, own in by_owner.items():
+        outcomes = [written[row.record_id] for row in own if row.ordinal == 0]
+        manifest.add(
+            owner,
+            read=len(outcomes),
+            written=sum(outcomes),
+            unchanged=len(outcomes) - sum(outcomes),
+            chunks=len(own),
+            created=sum(row.verdict == Verdict.NEW for row in own),
+            updated=sum(row.verdict in (Verdict.TEXT_CHANGED, Verdict.ROW_CHANGED) for row in own),
         )
     for letter in letters:
         manifest.add(Owner(letter.team_id, letter.contract_id), read=1, dead_lettered=1)

