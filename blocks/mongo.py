@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, ClassVar
 
 from bson.codec_options import DatetimeConversion
 from bson.errors import InvalidBSON
+from bson.timestamp import Timestamp
 from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr
 from pymongo import MongoClient
 from pymongo import errors as mongo
 from pymongo.database import Database
 
+from tasks.domain.changes import ChangeBatch
 from tasks.domain.dead_letters import record_key
-from tasks.domain.errors import TerminalError, TransientError
+from tasks.domain.errors import HistoryLostError, TerminalError, TransientError
 from tasks.domain.owners import Owners
 from tasks.domain.shards import ShardRange
 
@@ -37,6 +40,9 @@ _PASSING_CODES = frozenset(
     {6, 7, 24, 43, 50, 64, 89, 91, 112, 136, 189, 262, 317, 9001, 10107, 11600, 11601, 11602, 13435, 13436}
 )
 _DISK_FULL_CODES = frozenset({14031, 28})  # OutOfDiskSpace, and the errno some versions pass through
+_CHANGES = frozenset({"insert", "update", "replace", "delete"})
+#: Lost history, a position that is none, a capped position that was overwritten, a stream that can't go on.
+_HISTORY_LOST_CODES = frozenset({136, 260, 280, 286})
 #: What a query reads of a transaction: call data stays out of nothing, because staking is read from it.
 _OWNER_FIELDS = {
     "smartcontracts": ("contractId", "name", "blockchain", "tokenSymbol", "contractType", "team"),
@@ -74,6 +80,23 @@ def mongo_errors(doing: str, setting: str) -> Iterator[None]:
         raise TerminalError(f"MongoDB sent a document that can't be read while {doing}: {_brief(error)}") from error
     except mongo.PyMongoError as error:
         raise TerminalError(f"MongoDB failed while {doing}: {_brief(error)}") from error
+
+
+def _event_ms(event: Mapping[str, Any]) -> int:
+    """Return when a change was made; servers before 6.0 tell only the second."""
+    moment = event.get("wallTime")
+    return int(moment.timestamp() * 1000) if isinstance(moment, datetime) else int(event["clusterTime"].time * 1000)
+
+
+def _batches(rows: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _passes(error: mongo.OperationFailure) -> bool:
@@ -208,6 +231,83 @@ class MongoSource(MongoDatabase):
             if shard.upper is not None:
                 cursor = cursor.max([("_id", shard.upper)])
             yield from cursor.sort("_id", 1).batch_size(_BATCH)
+
+    def read_records(self, collection: str, ids: Sequence[Any], fields: Iterable[str]) -> Iterator[Record]:
+        """Yield those of the records that the collection holds now, in no order."""
+        with mongo_errors(f"reading {collection}", self.setting):
+            for start in range(0, len(ids), _BATCH):
+                criteria = {"_id": {"$in": list(ids[start : start + _BATCH])}}
+                yield from self.open_database()[collection].find(criteria, dict.fromkeys(fields, 1))
+
+    def read_operation_time(self) -> Timestamp | None:
+        """Return the moment of the newest write, or None where the server keeps no history (no replica set)."""
+        with mongo_errors("reading the operation time", self.setting):
+            answer = self.open_database().command("ping")
+        return answer.get("operationTime")
+
+    def follow_changes(
+        self,
+        collection: str,
+        position: Mapping[str, Any],
+        *,
+        batch_records: int,
+        stop: Callable[[], bool],
+        wait_s: float = 0.5,
+    ) -> Iterator[ChangeBatch]:
+        """Yield what changed since the position, in batches, until ``stop`` says so; empty ones while nothing does.
+
+        ``position`` holds ``token`` (of an earlier batch) or ``operationTime``. Raises ``HistoryLostError`` if the
+        source no longer reaches back that far, or the collection was dropped or renamed.
+        """
+        since: dict[str, Any] = (
+            {"resume_after": position["token"]}
+            if "token" in position
+            else {"start_at_operation_time": position["operationTime"]}
+        )
+        wanted = [{"$project": {"operationType": 1, "documentKey._id": 1, "clusterTime": 1, "wallTime": 1}}]
+        number = 0
+        opened = False
+        with mongo_errors(f"following {collection}", self.setting):
+            try:
+                with self.open_database()[collection].watch(
+                    wanted, max_await_time_ms=int(wait_s * 1000), batch_size=batch_records, **since
+                ) as stream:
+                    opened = True
+                    while not stop():
+                        ids: dict[bytes, Any] = {}
+                        times: list[int] = []
+                        while len(times) < batch_records and (event := stream.try_next()) is not None:
+                            if event["operationType"] not in _CHANGES:
+                                raise HistoryLostError(f"{collection} was dropped or renamed")
+                            record_id = event["documentKey"]["_id"]
+                            ids[record_key(record_id)] = record_id
+                            times.append(_event_ms(event))
+                        token = stream.resume_token
+                        yield ChangeBatch(number, tuple(ids.values()), tuple(times), {"token": token} if token else {})
+                        number += 1
+            except mongo.OperationFailure as error:
+                lost = error.code in _HISTORY_LOST_CODES or error.has_error_label("NonResumableChangeStreamError")
+                # A stream that can't even be opened has a position that the server makes nothing of.
+                refused = error.code in (_UNAUTHORIZED, _AUTHENTICATION_FAILED) or _passes(error)
+                if lost or not (opened or refused):
+                    raise HistoryLostError(f"the source no longer knows what changed: {_brief(error)}") from error
+                raise
+
+    def find_newer(
+        self, collection: str, field: str, since: datetime, *, known_until: datetime, batch_records: int
+    ) -> Iterator[ChangeBatch]:
+        """Yield the records whose ``field`` (a date) is not before ``since``, oldest first, in batches.
+
+        Only what lies after ``known_until`` counts as a change of its time; the rest was probably seen before.
+        For sources that keep no history. What was changed without touching the field, or deleted, is not found.
+        """
+        with mongo_errors(f"reading the newest of {collection}", self.setting):
+            rows = self.open_database()[collection].find({field: {"$gte": since}}, {field: 1}).sort(field, 1)
+            for number, some in enumerate(_batches(rows, batch_records)):
+                moments = [row[field] for row in some if isinstance(row[field], datetime)]
+                position = {"watermark": max(moments)} if moments else {}
+                times = tuple(int(moment.timestamp() * 1000) for moment in moments if moment > known_until)
+                yield ChangeBatch(number, tuple(row["_id"] for row in some), times, position)
 
     def find_existing(self, collection: str, ids: Iterable[Any]) -> set[bytes]:
         """Return the ``record_key`` of those ids that the collection still holds."""

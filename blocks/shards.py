@@ -17,6 +17,7 @@ from uuid import uuid4
 import bson
 import numpy as np
 import pyarrow as pa
+from bson.timestamp import Timestamp
 from prefect.blocks.core import Block
 from pydantic import Field
 
@@ -73,13 +74,21 @@ class ShardStore(Block):
         with pa.memory_map(str(path)) as source:
             return pa.ipc.open_file(source).read_all()
 
-    def write_plan(self, run_key: str, shards: Sequence[ShardRange]) -> None:
-        """Keep the ranges of a run, so that a resumed one cuts the source at the same places."""
+    def write_plan(
+        self, run_key: str, shards: Sequence[ShardRange], *, operation_time: Timestamp | None = None
+    ) -> None:
+        """Keep the ranges of a run, so that a resumed one cuts the source at the same places.
+
+        ``operation_time`` is from before the first record was read: whoever follows the source's changes after this
+        run begins there.
+        """
         path = self.run_folder(run_key) / _PLAN
         partial = path.with_suffix(".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(bson.encode({"shards": [asdict(shard) for shard in shards]}))
+            partial.write_bytes(
+                bson.encode({"shards": [asdict(shard) for shard in shards], "operationTime": operation_time})
+            )
             os.replace(partial, path)
         except OSError as error:
             raise _translated(error, path.parent) from error
@@ -91,6 +100,15 @@ class ShardStore(Block):
         except FileNotFoundError:
             return None
         return [ShardRange(**shard) for shard in plan["shards"]]
+
+    def read_operation_time(self, run_key: str) -> Timestamp | None:
+        """Return the source's moment before a run read anything, or None where it keeps no history."""
+        try:
+            plan = bson.decode((self.run_folder(run_key) / _PLAN).read_bytes())
+        except FileNotFoundError:
+            return None
+        moment: Timestamp | None = plan["operationTime"]
+        return moment
 
     def drop_shard(self, run_key: str, number: int) -> None:
         """Delete the files of one shard. Safe to repeat."""

@@ -376,6 +376,21 @@ class VectorStore(MongoDatabase):
             change = {"$set": {"status": "resolved", "resolvedBy": run_id, "resolvedAt": now}}
             return box.update_many(criteria, change).modified_count
 
+    # -- the position in the source's changes --------------------------------------------------------------------------
+
+    def load_position(self, source_type: str) -> Record | None:
+        """Return from where to follow the source's changes, or None if nobody has said so yet."""
+        with mongo_errors("reading the position", self.setting):
+            store = self.open_database().get_collection(schema.STORE, read_concern=ReadConcern("majority"))
+            return store.find_one({"_id": f"position:{source_type}"})
+
+    def save_position(self, source_type: str, position: Mapping[str, Any], *, source: str, now: datetime) -> None:
+        """Put down that all changes before a position are stored. Call it when they are, never before."""
+        with mongo_errors("writing the position", self.setting):
+            store = self.open_database().get_collection(schema.STORE, write_concern=_DURABLE)
+            row = {"_id": f"position:{source_type}", **position, "source": source, "updatedAt": now}
+            store.replace_one({"_id": row["_id"]}, row, upsert=True)
+
     # -- checkpoints and jobs ---------------------------------------------------------------------------------
 
     def save_checkpoint(self, run_key: str, shard: int, outcome: ShardOutcome, *, now: datetime) -> None:

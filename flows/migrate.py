@@ -33,7 +33,7 @@ from flows.progress import Progress, duration
 from tasks.checkpoint import checkpoint_shard
 from tasks.chunk import DescribedChunk, chunk_shard
 from tasks.domain.chunks import ChunkSize
-from tasks.domain.errors import InputError, PipelineError, ShardDamagedError, TerminalError
+from tasks.domain.errors import InputError, PipelineError, ShardDamagedError, TerminalError, WorkTakenError
 from tasks.domain.jobs import JobOrigin, Status, job_id, job_record
 from tasks.domain.manifests import Counts, Manifest
 from tasks.domain.owners import Owners
@@ -290,7 +290,7 @@ class _Job:
 def _take_up(scope: Scope, flow_run_id: str, origin: JobOrigin, parts: _Parts, *, resume: bool) -> _Job:
     """Return the job, claimed for this process: an unfinished one of the same work, or a new one.
 
-    Raises ``TerminalError`` while another run is at the same work.
+    Raises ``WorkTakenError`` while another run is at the same work.
     """
     logger = get_run_logger()
     vectors, store = parts.vectors, parts.store
@@ -300,7 +300,7 @@ def _take_up(scope: Scope, flow_run_id: str, origin: JobOrigin, parts: _Parts, *
     taken_up = None
     if previous is not None and previous["status"] != "completed":
         if previous["status"] == "processing" and _is_alive(previous):
-            raise TerminalError(
+            raise WorkTakenError(
                 f"run {previous['metadata']['runId']} on {previous['workerHost']} is at this work right now: wait for "
                 "it, or cancel it first"
             )
@@ -312,7 +312,7 @@ def _take_up(scope: Scope, flow_run_id: str, origin: JobOrigin, parts: _Parts, *
             vectors.give_up_job(previous, error="its process is gone", now=datetime.now(UTC))
     job = _Job(run, origin, parts, previous=taken_up)
     if not vectors.claim_job(job.record("processing"), instead_of=taken_up):
-        raise TerminalError("another run took up this work just now: wait for it, or cancel it first")
+        raise WorkTakenError("another run took up this work just now: wait for it, or cancel it first")
     return job
 
 
@@ -408,10 +408,11 @@ def _carry_out(
     try:
         shards = store.read_plan(run.key) if job.previous else None
         if shards is None:
+            moment = parts.source.read_operation_time()
             shards = plan_shards.with_options(retries=parts.retries)(
                 parts.source, _whole(parts.owners), run.scope, shard_rows
             )
-            store.write_plan(run.key, shards)
+            store.write_plan(run.key, shards, operation_time=moment)
         job.total = sum(shard.planned for shard in shards)
         finished = vectors.load_checkpoints(run.key)
         counts = {number: done.total for number, done in finished.items()}
@@ -446,6 +447,8 @@ def _carry_out(
         job.save("cancelled" if stopped else "failed", error=str(error) or type(error).__name__, resumable=resumable)
         raise
     announcer.finish()
+    if run.scope.whole:
+        _hand_over(run, parts)
     job.save("completed")
     store.drop_run(run.key)
     vectors.drop_checkpoints(run.key)
@@ -454,6 +457,18 @@ def _carry_out(
     if manifest.refused:
         logger.warning("dead letters by reason: %s", _by_reason(manifest.refused))
     return report
+
+
+def _hand_over(run: Run, parts: _Parts) -> None:
+    """Put down where following the source's changes begins, if nobody does yet: before this run read anything."""
+    moment = parts.store.read_operation_time(run.key)
+    if moment is not None and parts.vectors.load_position(run.scope.source_type) is None:
+        parts.vectors.save_position(
+            run.scope.source_type,
+            {"operationTime": moment},
+            source=parts.source.identify(COLLECTION),
+            now=datetime.now(UTC),
+        )
 
 
 def _finish_shards(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import bson
 from bson import ObjectId
 from prefect import task
 
 from blocks.mongo import MongoSource
 from blocks.shards import ShardStore
-from tasks.domain.dead_letters import DeadLetter
+from tasks.domain.changes import ChangeBatch
+from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import Owners
 from tasks.domain.runs import Run, Scope
@@ -78,13 +81,16 @@ def in_window(record: Mapping[str, Any], scope: Scope) -> bool:
 @task(name="extract", task_run_name="extract {shard.number}", **STAGE)
 def extract_shard(run: Run, shard: ShardRange, source: MongoSource, owners: Owners, store: ShardStore) -> Shard:
     """Return the shard with its transactions, in ``_id`` order, and its first dead letters. Safe to repeat."""
+    criteria = source_criteria(run.scope, owners)
+    records = source.read_range(COLLECTION, shard, criteria=criteria, fields=FIELDS)
+    return _parsed(run, shard.number, (row for row in records if in_window(row, run.scope)), owners, store)
+
+
+def _parsed(run: Run, number: int, records: Iterable[Mapping[str, Any]], owners: Owners, store: ShardStore) -> Shard:
     read = 0
     transactions: list[Transaction] = []
     letters: list[DeadLetter] = []
-    criteria = source_criteria(run.scope, owners)
-    for record in source.read_range(COLLECTION, shard, criteria=criteria, fields=FIELDS):
-        if not in_window(record, run.scope):
-            continue
+    for record in records:
         read += 1
         try:
             transactions.append(parse_transaction(record, owners, now_ms=run.started_ms))
@@ -93,9 +99,19 @@ def extract_shard(run: Run, shard: ShardRange, source: MongoSource, owners: Owne
         except Exception as error:  # noqa: BLE001 - a record that nobody thought of must not stop the others
             unread = RecordError("unreadable", f"the record can't be read: {type(error).__name__}: {str(error)[:200]}")
             letters.append(_refused(record, unread, owners))
-    rows = store.write_table(run.key, f"{shard.number:06d}.transactions", to_table(Transaction, transactions))
-    refused = store.write_table(run.key, f"{shard.number:06d}.refused-extract", to_table(DeadLetter, letters))
-    return Shard(number=shard.number, read=read, rows=rows, refused=(refused,))
+    rows = store.write_table(run.key, f"{number:06d}.transactions", to_table(Transaction, transactions))
+    refused = store.write_table(run.key, f"{number:06d}.refused-extract", to_table(DeadLetter, letters))
+    return Shard(number=number, read=read, rows=rows, refused=(refused,))
+
+
+@task(name="extract", task_run_name="extract changes {batch.number}", **STAGE)
+def extract_changes(run: Run, batch: ChangeBatch, source: MongoSource, owners: Owners, store: ShardStore) -> Shard:
+    """Return the changed records as a shard, as they are now; those no longer there are its ``gone``."""
+    found = list(source.read_records(COLLECTION, batch.ids, FIELDS))
+    shard = _parsed(run, batch.number, found, owners, store)
+    present = {record_key(record["_id"]) for record in found}
+    gone = [record_id for record_id in batch.ids if record_key(record_id) not in present]
+    return replace(shard, gone=bson.encode({"ids": gone}))
 
 
 def _refused(record: Mapping[str, Any], error: RecordError, owners: Owners) -> DeadLetter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import bson
 import numpy as np
 import pyarrow as pa
 from bson import ObjectId
@@ -71,6 +72,7 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
         letters.extend(twins.values())
         rows = [row for row in rows if row.record_id not in twins]
     _remove(rows, letters, run, vectors, manifest)
+    _remove_gone(shard, run, vectors, manifest)
     _count(rows, letters, manifest)
     manifest.require_closed(f"shard {shard.number}")
     if manifest.total.read != shard.read:
@@ -195,6 +197,19 @@ def _remove(rows: list[_Row], letters: list[DeadLetter], run: Run, vectors: Vect
         removed = vectors.remove_sources("transaction", ids)
         if removed:
             manifest.add(owner, removed=removed)
+
+
+def _remove_gone(shard: Shard, run: Run, vectors: VectorStore, manifest: Manifest) -> None:
+    """Take away the vectors of records that were deleted, and close their dead letters."""
+    gone = bson.decode(shard.gone)["ids"] if shard.gone else []
+    if not gone:
+        return
+    ids = [record_id for record_id in gone if isinstance(record_id, ObjectId)]
+    for document in vectors.find_documents(run.scope.source_type, ids):
+        owner = Owner(str(document["teamId"]), document["metadata"].get("facts", {}).get("contractId"))
+        manifest.add(owner, removed=1)
+    vectors.remove_sources(run.scope.source_type, ids)
+    vectors.resolve_dead_letters(run.scope.source_type, gone, run_id=run.id, now=datetime.now(UTC))
 
 
 def _count(rows: list[_Row], letters: list[DeadLetter], manifest: Manifest) -> None:

@@ -49,5 +49,13 @@ class InputError(TerminalError):
     """What was asked for can't be meant: a window that ends before it starts, a team that doesn't exist."""
 
 
+class WorkTakenError(TerminalError):
+    """Another run is at the same work right now."""
+
+
+class HistoryLostError(PipelineError):
+    """The source no longer knows what changed since the position: everything must be compared once."""
+
+
 class ShardDamagedError(PipelineError):
     """A shard file is missing, cut short or not the one that was written: its stages must run again."""

@@ -14,12 +14,14 @@ from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run
 from tasks.domain.vectors import EmbedderFacts
 
+Kind = Literal["migrate", "ingest"]
 Status = Literal["pending", "processing", "completed", "failed", "cancelled", "retrying"]
 
 #: The schema's limits; sizes there are characters, ours are tokens of about four.
 _MAX_BATCH, _MIN_CHUNK, _MAX_CHUNK, _MAX_OVERLAP = 100, 100, 8_000, 1_000
 _CHARS_PER_TOKEN = 4
 _MAX_ERRORS = 50
+_JOB_TYPES: dict[Kind, str] = {"migrate": "migration", "ingest": "batch_update"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,9 @@ class JobOrigin:
     worker_host: str
 
 
-def job_id(run_key: str) -> str:
+def job_id(run_key: str, kind: Kind = "migrate") -> str:
     """Return the job's id: a resumed run goes on with its job."""
-    return f"migrate-{run_key}"
+    return f"{kind}-{run_key}"
 
 
 def job_record(
@@ -51,6 +53,7 @@ def job_record(
     estimated_completion: datetime | None = None,
     error: str | None = None,
     resumable: bool = True,
+    kind: Kind = "migrate",
 ) -> dict[str, Any]:
     """Return the job as it stands. ``total`` counts the records that were planned, ``manifest`` what is done.
 
@@ -64,8 +67,8 @@ def job_record(
     seconds = max(0.0, now.timestamp() - run.started_ms / 1000)
     done = status in ("completed", "failed", "cancelled")
     return {
-        "jobId": job_id(run.key),
-        "jobType": "migration",
+        "jobId": job_id(run.key, kind),
+        "jobType": _JOB_TYPES[kind],
         "priority": 5,
         "sourceType": run.scope.source_type,
         "sourceIds": [],
@@ -104,7 +107,7 @@ def job_record(
         "metadata": {
             "triggeredBy": origin.triggered_by,
             "reason": str(run.scope),
-            "tags": ["migrate"],
+            "tags": [kind],
             "notes": None,
             "runKey": run.key,
             "runId": run.id,

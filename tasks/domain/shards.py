@@ -35,7 +35,8 @@ class Shard:
 
     ``read`` is how many records the source gave for it. ``rows`` holds what is still on its way, ``refused`` the
     dead letters of each stage so far. ``chunks`` is set once ``rows`` are vectors. ``embedded`` and ``tokens`` are
-    what this shard paid for, over all its attempts.
+    what this shard paid for, over all its attempts. ``gone`` are records that changed and are no longer in the
+    source, as BSON: their vectors are taken away.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Shard:
     chunks: ShardFile | None = None
     embedded: int = 0
     tokens: int = 0
+    gone: bytes = b""
 
     def moved_on(self, rows: ShardFile, refused: ShardFile | None = None) -> Shard:
         """Return the shard after a stage that made ``rows`` and refused some."""

@@ -1,0 +1,296 @@
+"""Ingest: what changed in the source since the last time, into ``vectordocuments``, while it changes."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from prefect import flow, get_run_logger, runtime
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from prefect.utilities.annotations import quote
+from pydantic import Field
+
+from blocks.mongo import MongoSource
+from blocks.shards import ShardStore
+from blocks.vector_store import VectorStore
+from flows.blocks import PipelineEmbedder, load_embedder, load_shards, load_source, load_vectors
+from flows.migrate import migrate
+from tasks.checkpoint import checkpoint_shard
+from tasks.chunk import chunk_shard
+from tasks.domain.changes import ChangeBatch, Lags
+from tasks.domain.chunks import ChunkSize
+from tasks.domain.errors import HistoryLostError, ShardDamagedError, WorkTakenError
+from tasks.domain.jobs import JobOrigin, Status, job_record
+from tasks.domain.manifests import Manifest
+from tasks.domain.owners import Owners
+from tasks.domain.runs import Run, Scope
+from tasks.embed import embed_shard
+from tasks.extract import COLLECTION, extract_changes
+from tasks.policy import DEFAULT_RETRIES
+from tasks.upsert import upsert_shard
+from tasks.validate import validate_shard
+
+#: Started every five minutes, it follows for nearly as long: changes are searchable within seconds of being made.
+DEFAULT_MAX_SECONDS = 285.0
+_POSITION_EVERY_S = 30.0
+#: A source without history is read from this long before the newest record that was seen: clocks and writers differ.
+OVERLAP = timedelta(minutes=10)
+_WATERMARK_FIELD = "createdAt"
+_SOURCE_TYPE = "transaction"
+_MAX_REPAIRS = 2
+
+Follow = Literal["auto", "stream", "watermark"]
+
+
+@dataclass(slots=True)
+class IngestReport:
+    """What a run took over. Records, but for ``removed`` and ``chunks`` (documents) and ``tokens``.
+
+    The lags are from a change in the source to its being searchable, in seconds; None where nothing changed.
+    ``caught_up`` says that the whole source was compared, because there was no position to follow on from.
+    """
+
+    run_id: str
+    read: int = 0
+    written: int = 0
+    unchanged: int = 0
+    dead_lettered: int = 0
+    removed: int = 0
+    chunks: int = 0
+    tokens: int = 0
+    batches: int = 0
+    lag_p50_s: float | None = None
+    lag_p95_s: float | None = None
+    lag_max_s: float | None = None
+    seconds: float = 0.0
+    caught_up: str | None = None
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    source: MongoSource
+    vectors: VectorStore
+    embedder: PipelineEmbedder
+    store: ShardStore
+    owners: Owners
+    retries: int
+
+
+@flow(name="ingest", flow_run_name="ingest transactions")
+def ingest(
+    max_seconds: Annotated[
+        float, Field(gt=0, le=86_400, description="How long to follow the source's changes before ending.")
+    ] = DEFAULT_MAX_SECONDS,
+    batch_records: Annotated[int, Field(ge=1, le=10_000, description="Most changes taken over at once.")] = 1_000,
+    follow: Annotated[
+        Follow, Field(description="auto: change stream where the source keeps history, else the watermark.")
+    ] = "auto",
+    until_idle: Annotated[bool, Field(description="End as soon as nothing is left to take over.")] = False,
+    retries: Annotated[int, Field(ge=0, le=10, description="How often a stage is tried again.")] = DEFAULT_RETRIES,
+) -> State[dict[str, Any]]:
+    """Take over what changed in the source: inserts, updates, replacements and deletes, each once.
+
+    Runs every few minutes by its deployment and follows for most of the time in between. Its position moves only
+    when a batch is stored, so a run that dies is taken up by the next one; what it did twice is done once. Without
+    a position, or when the source no longer knows what changed, everything is compared once by ``migrate``. A change
+    of an owner (contracts, teams, websites) is seen by the next whole ``migrate``, not here. The result has the
+    fields of ``IngestReport``.
+    """
+    logger = get_run_logger()
+    began = time.monotonic()
+    source, vectors, store = load_source(), load_vectors(), load_shards()
+    embedder = load_embedder(vectors)
+    source.check()
+    vectors.check()
+    embedder.check()
+    vectors.require_model(embedder.facts, replace=False, write=False)
+    parts = _Parts(source, vectors, embedder, store, source.load_owners(), retries)
+    run = Run(
+        key=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}",
+        id=str(runtime.flow_run.id or uuid4()),
+        scope=Scope(_SOURCE_TYPE),
+        started_ms=int(time.time() * 1000),
+    )
+    report = IngestReport(run.key)
+    following = _Following(run, parts, report, began + max_seconds, until_idle)
+    streamed = follow == "stream" or (follow == "auto" and source.read_operation_time() is not None)
+    try:
+        if streamed:
+            following.follow_stream(batch_records)
+        else:
+            following.follow_watermark(batch_records)
+    except WorkTakenError as error:
+        # The first load is under way; where it began is where the next run goes on.
+        logger.info("nothing to do yet: %s", error)
+        return Completed(message=f"waiting: {error}", data=asdict(report))
+    except BaseException as error:
+        following.finish("failed" if isinstance(error, Exception) else "cancelled", str(error) or type(error).__name__)
+        raise
+    finally:
+        store.drop_run(run.key)
+        vectors.drop_checkpoints(run.key)
+    following.finish("completed")
+    report.seconds = round(time.monotonic() - began, 1)
+    _publish(report)
+    return Completed(message=_message(report), data=asdict(report))
+
+
+class _Following:
+    """One run's way along the source's changes."""
+
+    def __init__(self, run: Run, parts: _Parts, report: IngestReport, deadline: float, until_idle: bool) -> None:
+        self._run, self._parts, self._report = run, parts, report
+        self._deadline, self._until_idle = deadline, until_idle
+        self._identity = parts.source.identify(COLLECTION)
+        self._manifest = Manifest()
+        self._lags = Lags()
+        self._idle = False
+
+    def follow_stream(self, batch_records: int) -> None:
+        """Follow the change stream; where there is no position, or history is lost, compare everything first."""
+        position = self._parts.vectors.load_position(_SOURCE_TYPE)
+        reason = None
+        if position is None:
+            reason = "nothing was followed before"
+        elif position["source"] != self._identity:
+            reason = "the source is another collection than the one that was followed"
+        if reason is not None:
+            position = self._catch_up(reason)
+        assert position is not None
+        try:
+            self._take_over(self._batches(position, batch_records))
+        except HistoryLostError as error:
+            get_run_logger().warning("history lost: %s", error)
+            self._identity = self._parts.source.identify(COLLECTION)
+            position = self._catch_up(str(error))
+            self._take_over(self._batches(position, batch_records))
+
+    def follow_watermark(self, batch_records: int) -> None:
+        """Take what was created since the watermark, with an overlap; deletes and updates wait for ``migrate``."""
+        position = self._parts.vectors.load_position(_SOURCE_TYPE)
+        if position is None or "watermark" not in position or position["source"] != self._identity:
+            started = datetime.now(UTC)
+            self._compare_everything("nothing was followed before")
+            self._save({"watermark": started})
+            return
+        seen = position["watermark"]
+        self._take_over(
+            self._parts.source.find_newer(
+                COLLECTION, _WATERMARK_FIELD, seen - OVERLAP, known_until=seen, batch_records=batch_records
+            )
+        )
+
+    def finish(self, status: Status, error: str | None = None) -> None:
+        """Put the run's counts into its report and, where anything was read, into ``embeddingjobs``."""
+        counts, report = self._manifest.total, self._report
+        report.read, report.written, report.unchanged = counts.read, counts.written, counts.unchanged
+        report.dead_lettered, report.removed, report.chunks = counts.dead_lettered, counts.removed, counts.chunks
+        report.tokens, report.refused = self._manifest.tokens, dict(sorted(self._manifest.refused.items()))
+        report.lag_p50_s, report.lag_p95_s, report.lag_max_s = map(self._lags.quantile_s, (0.5, 0.95, 1.0))
+        if report.batches or error is not None:
+            triggered_by = "prefect" if runtime.deployment.id else "command line"
+            host = socket.gethostname()
+            self._parts.vectors.save_job(
+                job_record(
+                    self._run,
+                    JobOrigin(f"ingest-{self._run.key}", triggered_by, host, host),
+                    self._parts.embedder.facts,
+                    ChunkSize(),
+                    status=status,
+                    error=error,
+                    total=counts.read,
+                    manifest=self._manifest,
+                    now=datetime.now(UTC),
+                    kind="ingest",
+                )
+            )
+
+    def _batches(self, position: dict[str, Any], batch_records: int) -> Iterator[ChangeBatch]:
+        return self._parts.source.follow_changes(COLLECTION, position, batch_records=batch_records, stop=self._is_over)
+
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._deadline or (self._until_idle and self._idle)
+
+    def _catch_up(self, reason: str) -> dict[str, Any]:
+        """Compare the whole source, and return the moment from before that, to follow on from."""
+        moment = self._parts.source.read_operation_time()
+        self._compare_everything(reason)
+        position = {"operationTime": moment}
+        self._save(position)
+        return position
+
+    def _compare_everything(self, reason: str) -> None:
+        get_run_logger().warning("comparing the whole source: %s", reason)
+        self._report.caught_up = reason
+        migrate(retries=self._parts.retries)
+
+    def _take_over(self, batches: Iterator[ChangeBatch]) -> None:
+        """Take the batches through the stages, and move the position behind each when it is stored."""
+        saved = time.monotonic()
+        for batch in batches:
+            self._idle = not batch.ids
+            if batch.ids:
+                self._manifest.merge(self._store(batch))
+                self._report.batches += 1
+                self._lags.add(batch.times_ms, now_ms=int(time.time() * 1000))
+            # The position moves while nothing changes too: one that stands still falls out of the history.
+            if batch.position and (batch.ids or time.monotonic() - saved >= _POSITION_EVERY_S):
+                self._save(batch.position)
+                saved = time.monotonic()
+            if time.monotonic() >= self._deadline:
+                break
+
+    def _store(self, batch: ChangeBatch) -> Manifest:
+        """Take one batch through the stages; once more from the source if its files were lost."""
+        for attempt in range(_MAX_REPAIRS + 1):
+            try:
+                return self._through_stages(replace(self._run, attempt=attempt), batch)
+            except ShardDamagedError as error:
+                if attempt == _MAX_REPAIRS:
+                    raise
+                get_run_logger().warning("batch %d runs again: %s", batch.number, error)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _through_stages(self, run: Run, batch: ChangeBatch) -> Manifest:
+        parts = self._parts
+        source, vectors, store, facts = parts.source, parts.vectors, parts.store, parts.embedder.facts
+        size = ChunkSize(whole_tokens=min(ChunkSize().whole_tokens, facts.max_tokens_per_text))
+
+        def retried(stage: Any) -> Callable[..., Any]:
+            configured: Callable[..., Any] = stage.with_options(retries=parts.retries)
+            return configured
+
+        whole = quote(run)
+        shard = retried(extract_changes)(whole, quote(batch), source, quote(parts.owners), store)
+        shard = retried(validate_shard)(whole, shard, store)
+        shard = retried(chunk_shard)(whole, shard, store, source, vectors, quote(facts), quote(size))
+        shard = retried(embed_shard)(whole, shard, store, parts.embedder, parts.embedder.concurrency)
+        outcome = retried(upsert_shard)(whole, shard, store, vectors)
+        manifest: Manifest = retried(checkpoint_shard)(whole, shard, outcome, store, vectors)
+        return manifest
+
+    def _save(self, position: dict[str, Any]) -> None:
+        self._parts.vectors.save_position(_SOURCE_TYPE, position, source=self._identity, now=datetime.now(UTC))
+
+
+def _message(report: IngestReport) -> str:
+    lag = f", 95 % searchable within {report.lag_p95_s} s" if report.lag_p95_s is not None else ""
+    caught_up = " after comparing the whole source" if report.caught_up else ""
+    return (
+        f"{report.written:,} written, {report.unchanged:,} unchanged, {report.dead_lettered:,} dead-lettered, "
+        f"{report.removed:,} removed{lag}{caught_up}"
+    )
+
+
+def _publish(report: IngestReport) -> None:
+    lines = [f"# {_message(report)}", "", "| figure | value |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in asdict(report).items() if value not in (None, {})]
+    create_markdown_artifact("\n".join(lines), key="ingest-summary", description="What was taken over, and its lag")
