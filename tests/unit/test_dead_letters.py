@@ -29,7 +29,7 @@ def test_a_letter_says_which_record_was_refused_where_and_why() -> None:
     assert letter.team_id is None
 
 
-@pytest.mark.parametrize("record_id", [ObjectId(), "tx-1", 17, None, {"a": 1}, b"raw"], ids=repr)
+@pytest.mark.parametrize("record_id", [ObjectId("68" * 12), "tx-1", 17, None, {"a": 1}, b"raw"], ids=repr)
 def test_the_id_of_a_record_comes_back_whatever_its_type(record_id: object) -> None:
     assert letter_of(_id=record_id).record_id == record_id
 
