@@ -17,6 +17,7 @@ from pymongo import MongoClient
 from pymongo import errors as mongo
 from pymongo.database import Database
 
+from tasks.domain.batches import batched
 from tasks.domain.changes import ChangeBatch
 from tasks.domain.dead_letters import record_key
 from tasks.domain.errors import HistoryLostError, TerminalError, TransientError
@@ -86,17 +87,6 @@ def _event_ms(event: Mapping[str, Any]) -> int:
     """Return when a change was made; servers before 6.0 tell only the second."""
     moment = event.get("wallTime")
     return int(moment.timestamp() * 1000) if isinstance(moment, datetime) else int(event["clusterTime"].time * 1000)
-
-
-def _batches(rows: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    batch: list[Record] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _passes(error: mongo.OperationFailure) -> bool:
@@ -235,9 +225,8 @@ class MongoSource(MongoDatabase):
     def read_records(self, collection: str, ids: Sequence[Any], fields: Iterable[str]) -> Iterator[Record]:
         """Yield those of the records that the collection holds now, in no order."""
         with mongo_errors(f"reading {collection}", self.setting):
-            for start in range(0, len(ids), _BATCH):
-                criteria = {"_id": {"$in": list(ids[start : start + _BATCH])}}
-                yield from self.open_database()[collection].find(criteria, dict.fromkeys(fields, 1))
+            for some in batched(ids, _BATCH):
+                yield from self.open_database()[collection].find({"_id": {"$in": some}}, dict.fromkeys(fields, 1))
 
     def read_operation_time(self) -> Timestamp | None:
         """Return the moment of the newest write, or None where the server keeps no history (no replica set)."""
@@ -303,7 +292,7 @@ class MongoSource(MongoDatabase):
         """
         with mongo_errors(f"reading the newest of {collection}", self.setting):
             rows = self.open_database()[collection].find({field: {"$gte": since}}, {field: 1}).sort(field, 1)
-            for number, some in enumerate(_batches(rows, batch_records)):
+            for number, some in enumerate(batched(rows, batch_records)):
                 moments = [row[field] for row in some if isinstance(row[field], datetime)]
                 position = {"watermark": max(moments)} if moments else {}
                 times = tuple(int(moment.timestamp() * 1000) for moment in moments if moment > known_until)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +13,7 @@ from prefect import task
 
 from blocks.mongo import MongoSource
 from blocks.vector_store import VectorStore
+from tasks.domain.batches import batched
 from tasks.domain.dead_letters import record_key
 from tasks.domain.errors import TerminalError
 from tasks.domain.manifests import Counts, Manifest
@@ -106,7 +107,7 @@ def reconcile_run(
 
 def _find_broken(run: Run, records: list[ObjectId], vectors: VectorStore) -> Iterator[str]:
     """Yield the records whose documents are not just the chunks of one text, each once."""
-    for some in _batches(records, _LOOKUP_RECORDS):
+    for some in batched(records, _LOOKUP_RECORDS):
         documents: dict[ObjectId, list[Mapping[str, Any]]] = {}
         for document in vectors.find_documents(run.scope.source_type, some):
             documents.setdefault(document["sourceId"], []).append(document)
@@ -132,7 +133,7 @@ def _settle_orphans(
     Return how many such records each contract had.
     """
     documents: list[Mapping[str, Any]] = []
-    for some in _batches(candidates, _LOOKUP_RECORDS):
+    for some in batched(candidates, _LOOKUP_RECORDS):
         # Other sources share the collection, and a record may have come back since.
         alive = source.find_existing(collection, some)
         documents.extend(
@@ -151,10 +152,10 @@ def _settle_orphans(
         )
     result.removed = vectors.remove_documents([document["documentId"] for document in documents])
     gone: list[Any] = []
-    for some in _batches(vectors.read_dead_letter_ids(run.scope.source_type), _LOOKUP_RECORDS):
+    for some in batched(vectors.read_dead_letter_ids(run.scope.source_type), _LOOKUP_RECORDS):
         alive = source.find_existing(collection, some)
         gone.extend(record_id for record_id in some if record_key(record_id) not in alive)
-    for some in _batches(gone, _LOOKUP_RECORDS):
+    for some in batched(gone, _LOOKUP_RECORDS):
         vectors.resolve_dead_letters(run.scope.source_type, some, run_id=run.id, now=datetime.now(UTC))
     return Counter(_contract(document) for document in documents if document["lineage"]["ordinal"] == 0)
 
@@ -181,17 +182,6 @@ def _compare_contracts(
                 f"contract {contract_id} (team {teams[contract_id]}): the run accounts for {least} records, "
                 f"the store holds {found.get(contract_id, 0)}"
             )
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _some(values: Sequence[Any]) -> str:
