@@ -12,6 +12,7 @@ from typing import Any, Literal
 from prefect.blocks.core import Block
 from pydantic import Field
 
+from blocks.tokens import forget_texts
 from tasks.domain.errors import RecordError
 from tasks.domain.vectors import EmbedderFacts, Matrix, checked_vectors
 
@@ -115,4 +116,6 @@ def _load_model() -> Any:
         root.removeHandler(guard)
 
     # Without cache_dir it looks for its tokenizer, which lies in the package, on a model hub.
-    return wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
+    model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
+    forget_texts(model.tokenizer)
+    return model

@@ -17,6 +17,7 @@ from prefect.states import Completed
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
+from blocks.memory import limit_heaps
 from blocks.mongo import MongoSource
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
@@ -106,6 +107,7 @@ def ingest(
     """
     logger = get_run_logger()
     began = time.monotonic()
+    limit_heaps()
     source, vectors, store = load_source(), load_vectors(), load_shards()
     embedder = load_embedder(vectors)
     source.check()

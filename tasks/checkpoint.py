@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from bson import ObjectId
 from prefect import task
 
+from blocks.memory import release_memory
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from tasks.domain.manifests import Manifest, ShardOutcome
@@ -34,4 +35,5 @@ def checkpoint_shard(
         vectors.resolve_dead_letters(run.scope.source_type, ids, run_id=run.id, now=now)
     vectors.save_checkpoint(run.key, shard.number, outcome, now=now)
     store.drop_shard(run.key, shard.number)
+    release_memory()
     return outcome.manifest
