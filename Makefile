@@ -1,10 +1,12 @@
 # make demo     the main job, from nothing: set-up, a generated source, a migration, three answers   (ROWS=5000 FRESH=)
 # make test     set-up, formatting, lint, types, import direction, tests
 # make setup    set-up alone; the command is then .venv/bin/cryptique-rag
+# make up       leave it running: server, worker, deployments and schedules on this machine; again: repairs
+# make down     stop what `make up` started
 # make ui       the Prefect UI with every local run
 # make lock     new versions into the lock files (needs a package index)
 # make clean    forget the local servers' data and the virtual environment
-.PHONY: demo test check setup ui lock clean
+.PHONY: demo test check setup up down ui lock clean
 
 PYTHON ?= python3
 ROWS ?= 5000
@@ -29,6 +31,12 @@ check: $(READY)
 
 setup: $(READY)
 	@echo "ready: $(BIN)/cryptique-rag --help"
+
+up: $(READY)
+	@$(BIN)/cryptique-rag up
+
+down: $(READY)
+	@$(BIN)/cryptique-rag down
 
 ui: $(READY)
 	@$(BIN)/cryptique-rag ui

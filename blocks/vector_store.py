@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
 from bson import ObjectId
@@ -471,6 +471,52 @@ class VectorStore(MongoDatabase):
         with mongo_errors("writing a job", self.setting):
             jobs = self.open_database().get_collection(schema.JOBS, write_concern=_DURABLE)
             jobs.bulk_write([ReplaceOne({"jobId": job["jobId"]}, dict(job), upsert=True)])
+
+    # -- incidents --------------------------------------------------------------------------------------------
+
+    def find_incident(self, cause: str) -> Record | None:
+        """Return what is remembered of a cause."""
+        with mongo_errors("reading incidents", self.setting):
+            book = self.open_database().get_collection(schema.INCIDENTS, read_concern=ReadConcern("majority"))
+            return book.find_one({"_id": cause})
+
+    def find_incidents(self) -> list[Record]:
+        """Return what is remembered of every cause that something may still be said of."""
+        with mongo_errors("reading incidents", self.setting):
+            book = self.open_database().get_collection(schema.INCIDENTS, read_concern=ReadConcern("majority"))
+            names = ("failing", "told_failing", "held", "unconfirmed")
+            return list(book.find({"$or": [{name: {"$nin": [False, 0]}} for name in names]}).sort("_id", 1))
+
+    def save_incident(self, row: Mapping[str, Any], *, instead_of: Mapping[str, Any] | None) -> bool:
+        """Write what is remembered of a cause in the place of what was read; False if another was quicker."""
+        with mongo_errors("writing incidents", self.setting):
+            version = 1 if instead_of is None else instead_of["version"] + 1
+            row = {**row, "version": version, "updatedAt": datetime.now(UTC)}
+            if instead_of is None:
+                self._initialise_incidents()
+            book = self.open_database().get_collection(schema.INCIDENTS, write_concern=_DURABLE)
+            try:
+                if instead_of is None:
+                    book.insert_one(row)
+                    return True
+                as_read = {"_id": instead_of["_id"], "version": instead_of["version"]}
+                return book.replace_one(as_read, row).matched_count == 1
+            except mongo.DuplicateKeyError:
+                return False
+
+    def _initialise_incidents(self) -> None:
+        """Make the collection as ``initialise`` would: the first failure may come before its first run."""
+        rows = list(self.open_database().list_collections(filter={"name": schema.INCIDENTS}))
+        if not rows:
+            self._initialise_collection(schema.INCIDENT_BOOK, None, Drift())
+
+    def count_dead_letters(self, run_id: str) -> dict[str, int]:
+        """Return a run's open dead letters by reason code."""
+        with mongo_errors("counting dead letters", self.setting):
+            rows = self.open_database()[schema.DEAD_LETTERS].aggregate(
+                [{"$match": {"runId": run_id, "status": "open"}}, {"$sortByCount": "$code"}]
+            )
+            return {row["_id"]: row["count"] for row in rows}
 
 
 def _wanted_keys(index: Index) -> tuple[tuple[str, Any], ...]:

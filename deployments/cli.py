@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -21,6 +21,7 @@ import typer
 
 if TYPE_CHECKING:
     from deployments.settings import Settings
+    from deployments.up import Standing
     from flows.progress import Progress
     from tasks.retrieve import Hit
 
@@ -161,6 +162,32 @@ def migrate(
 
 
 @app.command()
+def ingest(
+    max_seconds: Annotated[float, typer.Option(min=1, max=86_400, help="How long to follow the source.")] = 285.0,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="End as soon as nothing is left to take over.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over what changed in the source since the last time: inserts, updates and deletes.
+
+    Its position moves only when a batch is stored. Without one, or when the source no longer knows what changed, the
+    whole source is compared once. `make up` runs it every five minutes.
+    """
+    with _reported(), _quiet_prefect():
+        with _services():
+            from flows.ingest import ingest as ingest_flow
+
+            report: dict[str, Any] = ingest_flow(max_seconds=max_seconds, until_idle=until_idle)  # type: ignore[assignment]
+        if as_json:
+            _print_json(report)
+            return
+        for name, value in report.items():
+            if value not in (None, {}):
+                print(f"{name.replace('_', ' ')}: {value}")
+
+
+@app.command()
 def search(
     question: Annotated[str | None, typer.Argument(help="What to ask, in words.")] = None,
     team: Annotated[str | None, typer.Option(help="Team whose documents may be seen (its id).")] = None,
@@ -233,14 +260,40 @@ def ui() -> None:
 
 
 @app.command()
-def stop() -> None:
-    """Stop local servers that a killed command left running. Servers in use by another command stay."""
-    with _reported():
-        from deployments.embedded import stop_local_servers
+def up(as_json: JsonOption = False) -> None:
+    """Leave it running: servers, blocks, work pool, deployments and a worker. Again: repairs, changes nothing else."""
+    with _reported(), _quiet_prefect():
         from deployments.settings import load_settings
+        from deployments.up import up as bring_up
 
-        stopped = stop_local_servers(load_settings().home)
+        settings = load_settings()
+        _say("starting what does not run yet: " + ", ".join([*_local_servers(settings), "worker"]))
+        standing = bring_up(settings)
+        if as_json:
+            _print_json(asdict(standing))
+        else:
+            _print_standing(standing)
+
+
+@app.command()
+def down() -> None:
+    """Stop what `up` started, the worker first, and servers that a killed command left running.
+
+    Runs at work are cancelled and go on where they stopped when they are given again. Servers that another command
+    uses stay.
+    """
+    with _reported(), _quiet_prefect():
+        from deployments.settings import load_settings
+        from deployments.up import down as bring_down
+
+        stopped = bring_down(load_settings())
         print("stopped: " + ", ".join(stopped) if stopped else "nothing was running")
+
+
+@app.command()
+def stop() -> None:
+    """Do the same as `down`."""
+    down()
 
 
 @config_app.command("check")
@@ -273,7 +326,13 @@ def config_example() -> None:
 def _run_demo(settings: Settings, rows: int, fresh: bool) -> None:
     from deployments.local_services import running_services
     from deployments.register_blocks import protect_home, register_blocks
+    from deployments.up import is_standing
 
+    if is_standing(settings):
+        _wrong(
+            "`make up` is running in this folder, and its worker would take the demo's database for yours: "
+            "`make down` first, or give the demo a home of its own: CRYPTIQUE_HOME=.demo make demo"
+        )
     _say("1/4  starting a real mongod and a Prefect server (both on this machine only)")
     protect_home(settings.home)
     with running_services(settings) as services:
@@ -491,6 +550,24 @@ def _print_report(report: dict[str, Any]) -> None:
             )
     if report["arrived"]:
         console.print(f"{report['arrived']:,} records arrived while it ran; the next run takes them.")
+
+
+def _print_standing(standing: Standing) -> None:
+    command = f"PREFECT_API_URL={standing.prefect_api_url} {Path(sys.executable).with_name('prefect')}"
+    rows = [
+        ("Prefect UI", standing.ui_url),
+        ("MongoDB", standing.mongo_uri or "yours, from the settings"),
+        ("worker", standing.worker),
+        ("deployments", ", ".join(standing.deployments)),
+        ("start a run", "in the UI (Deployments, Run), or"),
+        ("", f"{command} deployment run migrate/migrate -p limit=1000"),
+        *zip(("logs", *[""] * len(standing.logs)), standing.logs, strict=False),
+        ("stop it all", "make down, or cryptique-rag down"),
+    ]
+    if standing.automations:
+        rows.insert(4, ("automations", ", ".join(standing.automations)))
+    for name, value in rows:
+        print(f"{name:<13}{value}")
 
 
 def _print_hits(hits: list[Hit]) -> None:

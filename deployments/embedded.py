@@ -42,6 +42,7 @@ LARGEST_LOG_BYTES = 20_000_000
 LOG_LINES_IN_ERRORS = 15
 
 _POLL_SECONDS = 0.1
+_SETTINGS_PREFIXES = ("CRYPTIQUE_", "GEMINI_", "PREFECT_", "SLACK_")
 _SMALLEST_OPLOG_MB = 990
 _NOT_YET_INITIATED = 94
 
@@ -137,6 +138,11 @@ class LocalServer:
         if state is None or not _is_running(state) or not self.is_ready(state.port):
             return None
         return state.port
+
+    def is_running(self) -> bool:
+        """Return whether the server's process runs, whether or not it answers."""
+        state = self._read_state()
+        return state is not None and _is_running(state)
 
     def stop(self) -> bool:
         """Stop the server, kept or not, and say whether there was one. Safe to repeat.
@@ -417,7 +423,7 @@ def _mongod(home: Path, *, cache_gb: float = 1.0, oplog_mb: int = _SMALLEST_OPLO
         folder=folder,
         log_name="mongod.log",
         command=command,
-        environment=lambda port: os.environ,
+        environment=lambda port: _without_settings(),
         is_ready=lambda port: _is_writable_primary(port, data),
         instead="set CRYPTIQUE_SOURCE_URI to a MongoDB of yours",
         needed_disk_mb=500,
@@ -494,13 +500,17 @@ def _prefect_server(home: Path) -> LocalServer:
     )
 
 
+def _without_settings() -> dict[str, str]:
+    """Return the environment for a server: it may outlive the command, and needs neither its settings nor its keys."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS_PREFIXES)}
+
+
 def _prefect_api_url(port: int) -> str:
     return f"http://127.0.0.1:{port}/api"
 
 
 def _prefect_environment(folder: Path, port: int) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return inherited | {
+    return _without_settings() | {
         "PREFECT_HOME": str(folder),
         # The UI takes the API's address from here, not from --port.
         "PREFECT_SERVER_API_HOST": "127.0.0.1",

@@ -21,24 +21,30 @@ class Services:
 
 
 @contextmanager
-def running_services(settings: Settings, *, prefect: bool = True, oplog_mb: int = 990) -> Iterator[Services]:
+def running_services(
+    settings: Settings, *, prefect: bool = True, oplog_mb: int = 990, keep: bool = False
+) -> Iterator[Services]:
     """Yield the servers that the settings mean, started where none is named, and stop what was started.
 
     Within the context Prefect's client talks to that server. What was logged is sent before the server stops.
+    ``keep`` leaves what was started running until ``stop_local_servers``.
     """
     with ExitStack() as stack:
         mongo_uri = None
         if settings.embedded:
-            mongo_uri = stack.enter_context(embedded_mongod(settings.home, oplog_mb=oplog_mb))
+            mongo_uri = stack.enter_context(embedded_mongod(settings.home, keep=keep, oplog_mb=oplog_mb))
         prefect_url = None
         if prefect:
-            prefect_url = settings.prefect_api_url or stack.enter_context(local_prefect_server(settings.home))
-            stack.enter_context(_talking_to(prefect_url))
+            prefect_url = settings.prefect_api_url
+            if prefect_url is None:
+                prefect_url = stack.enter_context(local_prefect_server(settings.home, keep=keep))
+            stack.enter_context(talking_to(prefect_url))
         yield Services(mongo_uri, prefect_url)
 
 
 @contextmanager
-def _talking_to(url: str) -> Iterator[None]:
+def talking_to(url: str) -> Iterator[None]:
+    """Let Prefect's client in this process talk to that server; what was logged is sent before it ends."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings

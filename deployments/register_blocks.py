@@ -13,21 +13,23 @@ from pydantic import SecretStr
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
 from blocks.shards import ShardStore
+from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from deployments.settings import Settings
-from flows.blocks import GEMINI, LOCAL, SHARDS, SOURCE, VECTORS, PipelineEmbedder
+from flows.blocks import ALERTS, GEMINI, LOCAL, SHARDS, SOURCE, VECTORS, PipelineEmbedder
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineBlocks:
-    """The blocks that the settings describe; ``gemini`` is None where there is no key."""
+    """The blocks that the settings describe; ``gemini`` and ``alerts`` are None where there is no key or webhook."""
 
     source: MongoSource
     vectors: VectorStore
     shards: ShardStore
     local: LocalEmbedder
     gemini: GeminiEmbedder | None
+    alerts: SlackNotifier | None = None
 
     @property
     def embedder(self) -> PipelineEmbedder | None:
@@ -42,6 +44,7 @@ class PipelineBlocks:
             SHARDS: self.shards,
             LOCAL: self.local,
             GEMINI: self.gemini,
+            ALERTS: self.alerts,
         }
         return {name: block for name, block in named.items() if block is not None}
 
@@ -60,6 +63,9 @@ def make_blocks(settings: Settings, *, embedded_uri: str | None = None) -> Pipel
         shards=ShardStore(folder=settings.home / "shards"),
         local=LocalEmbedder(),
         gemini=None if settings.gemini_api_key is None else _gemini(settings, settings.gemini_api_key),
+        alerts=None
+        if settings.slack_webhook_url is None
+        else SlackNotifier(url=settings.slack_webhook_url, kind=settings.cryptique_alert_webhook_kind),
     )
 
 

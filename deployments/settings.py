@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.domain.errors import InputError
+from tasks.domain.incidents import WebhookKind
 from tasks.domain.rows import VectorForm
 
 EmbedderName = Literal["gemini", "local"]
@@ -88,6 +89,14 @@ class Settings(BaseSettings):
         default=1_000_000, ge=1, description="Your project's quota of tokens a minute; tier 1 has 1,000,000."
     )
     cryptique_gemini_concurrency: int = Field(default=4, ge=1, le=64, description="Requests in flight per process.")
+    slack_webhook_url: SecretStr | None = Field(
+        default=None,
+        description="Webhook that is told of failures. Unset: nobody is told; the Prefect UI shows them.",
+        examples=["https://hooks.slack.com/services/T000/B000/your-token"],
+    )
+    cryptique_alert_webhook_kind: WebhookKind = Field(
+        default="slack", description="What listens at the webhook: slack, discord, or generic (flat JSON)."
+    )
     cryptique_home: Path = Field(
         default=Path(".cryptique"),
         description="Folder for shard files, the embedded mongod and the local Prefect server.",
@@ -104,6 +113,20 @@ class Settings(BaseSettings):
         if uri is not None and not uri.get_secret_value().startswith(("mongodb://", "mongodb+srv://")):
             raise ValueError("must begin with mongodb:// or mongodb+srv://")
         return uri
+
+    @field_validator("slack_webhook_url")
+    @classmethod
+    def _require_webhook(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url.get_secret_value())
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:  # its words may repeat the address
+            usable = False
+        if not usable or any(char.isspace() for char in url.get_secret_value()):
+            raise ValueError("must be an address such as https://hooks.slack.com/services/...") from None
+        return url
 
     @field_validator("gemini_base_url", "prefect_api_url")
     @classmethod

@@ -9,11 +9,13 @@ from prefect.blocks.core import Block
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
 from blocks.shards import ShardStore
+from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from tasks.domain.errors import TerminalError
 
 SOURCE, VECTORS, SHARDS, GEMINI, LOCAL = "source", "vectors", "shards", "gemini", "local"
+ALERTS = "alerts"
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 PipelineEmbedder = GeminiEmbedder | LocalEmbedder
@@ -49,3 +51,11 @@ def load_shards() -> ShardStore:
 def load_embedder(vectors: VectorStore) -> PipelineEmbedder:
     """Return the embedder that fills this store."""
     return _load(GeminiEmbedder, GEMINI) if vectors.embedder == "gemini" else _load(LocalEmbedder, LOCAL)
+
+
+def load_alerts() -> SlackNotifier | None:
+    """Return the webhook that is told of failures, or None where there is none."""
+    try:
+        return _load(SlackNotifier, ALERTS)
+    except TerminalError:
+        return None

@@ -22,6 +22,7 @@ from blocks.mongo import MongoSource
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from flows.blocks import PipelineEmbedder, load_embedder, load_shards, load_source, load_vectors
+from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.migrate import migrate
 from tasks.checkpoint import checkpoint_shard
 from tasks.chunk import chunk_shard
@@ -85,7 +86,13 @@ class _Parts:
     retries: int
 
 
-@flow(name="ingest", flow_run_name="ingest transactions")
+@flow(
+    name="ingest",
+    flow_run_name="ingest transactions",
+    on_failure=[alert_on_failure],
+    on_crashed=[alert_on_crashed],
+    on_completion=[resolve_on_completion],
+)
 def ingest(
     max_seconds: Annotated[
         float, Field(gt=0, le=86_400, description="How long to follow the source's changes before ending.")

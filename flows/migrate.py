@@ -25,10 +25,12 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from blocks.gemini import USD_PER_MILLION_TOKENS
+from blocks.memory import limit_heaps
 from blocks.mongo import MongoSource
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from flows.blocks import PipelineEmbedder, load_embedder, load_shards, load_source, load_vectors
+from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.progress import Progress, duration
 from tasks.checkpoint import checkpoint_shard
 from tasks.chunk import DescribedChunk, chunk_shard
@@ -136,6 +138,9 @@ def _moment(value: Any) -> datetime | None:
     name="migrate",
     flow_run_name=_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=MAX_SHARDS_IN_FLIGHT * _STAGES),  # type: ignore[arg-type]
+    on_failure=[alert_on_failure],
+    on_crashed=[alert_on_crashed],
+    on_completion=[resolve_on_completion],
 )
 def migrate(
     sources: Annotated[list[SourceName], Field(min_length=1, description="What to migrate.")] = DEFAULT_SOURCES,
@@ -171,6 +176,7 @@ def migrate(
     """
     logger = get_run_logger()
     began = time.monotonic()
+    limit_heaps()
     source, vectors, store = load_source(), load_vectors(), load_shards()
     embedder = load_embedder(vectors)
     source.check()

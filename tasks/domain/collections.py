@@ -11,6 +11,7 @@ from typing import Any
 
 VECTORS, JOBS, STATS = "vectordocuments", "embeddingjobs", "embeddingstats"
 DEAD_LETTERS, CHECKPOINTS, STORE = "deadletters", "ragcheckpoints", "ragstore"
+INCIDENTS = "ragincidents"
 
 #: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
 LOOKUP_INDEX = "documentId_stored_as"
@@ -255,7 +256,24 @@ RUN_CHECKPOINTS = Collection(
     ),
 )
 
-COLLECTIONS = (VECTOR_DOCUMENTS, EMBEDDING_JOBS, EMBEDDING_STATS, DEAD_LETTER_BOX, RUN_CHECKPOINTS)
+INCIDENT_BOOK = Collection(
+    INCIDENTS,
+    _document(
+        ["flow", "failing", "quiet_until", "held", "version", "updatedAt"],
+        flow=_TEXT,
+        failing={"bsonType": "bool"},
+        quiet_until=_DATE,
+        held=_NUMBER,
+        version=_NUMBER,
+        updatedAt=_DATE,
+    ),
+    (
+        _index("flow", "failing"),
+        _index("updatedAt", expireAfterSeconds=90 * _DAY_S),
+    ),
+)
+
+COLLECTIONS = (VECTOR_DOCUMENTS, EMBEDDING_JOBS, EMBEDDING_STATS, DEAD_LETTER_BOX, RUN_CHECKPOINTS, INCIDENT_BOOK)
 
 VECTOR_INDEX = "vector_index"
 VECTOR_FILTERS = (

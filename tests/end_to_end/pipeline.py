@@ -71,6 +71,7 @@ class Pipeline:
                 "cryptique_vectors_database": self.store.name,
                 "cryptique_vector_form": "float32",
                 "gemini_api_key": None,
+                "slack_webhook_url": None,
                 "cryptique_home": self.home,
                 **chosen,
             },

@@ -21,6 +21,8 @@ PUBLIC = [
     "CRYPTIQUE_EMBEDDER",
     "GEMINI_API_KEY",
     "GEMINI_BASE_URL",
+    "SLACK_WEBHOOK_URL",
+    "CRYPTIQUE_ALERT_WEBHOOK_KIND",
     "CRYPTIQUE_HOME",
 ]
 
@@ -46,7 +48,7 @@ def problem(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
 def test_the_public_names_are_there_and_the_others_follow_their_pattern() -> None:
     names = [row.name for row in describe_settings()]
     assert set(PUBLIC) <= set(names)
-    assert all(name.startswith(("CRYPTIQUE_", "GEMINI_", "PREFECT_")) for name in names)
+    assert all(name.startswith(("CRYPTIQUE_", "GEMINI_", "PREFECT_", "SLACK_")) for name in names)
 
 
 def test_the_example_file_is_the_one_that_the_model_writes() -> None:
@@ -133,10 +135,21 @@ def test_a_database_name_that_mongodb_refuses_is_refused_here(monkeypatch: pytes
     assert "CRYPTIQUE_VECTORS_DATABASE" in problem(monkeypatch, CRYPTIQUE_VECTORS_DATABASE=name)
 
 
+@pytest.mark.parametrize("url", ["hooks.example", "ftp://host/", "https:///", "https://host:x/", "https://host/a b"])
+def test_a_webhook_that_is_no_address_is_refused_without_being_repeated(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    told = problem(monkeypatch, SLACK_WEBHOOK_URL=f"{url}{SECRET}", CRYPTIQUE_ALERT_WEBHOOK_KIND="teams")
+    assert "SLACK_WEBHOOK_URL" in told
+    assert "CRYPTIQUE_ALERT_WEBHOOK_KIND" in told
+    assert SECRET not in told
+
+
 def test_no_secret_is_in_what_settings_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRYPTIQUE_SOURCE_URI", f"mongodb://user:{SECRET}@host/")
     monkeypatch.setenv("CRYPTIQUE_VECTORS_URI", f"mongodb+srv://user:{SECRET}@host/")
     monkeypatch.setenv("GEMINI_API_KEY", SECRET)
+    monkeypatch.setenv("SLACK_WEBHOOK_URL", f"https://hooks.slack.example/services/{SECRET}")
     settings = load_settings()
     for shown in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
         assert SECRET not in shown
@@ -146,4 +159,4 @@ def test_no_secret_is_in_what_settings_show(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_holds_a_password_or_a_key_is_marked_as_a_secret() -> None:
     secret = {row.name for row in describe_settings() if row.secret}
-    assert {"CRYPTIQUE_SOURCE_URI", "CRYPTIQUE_VECTORS_URI", "GEMINI_API_KEY"} <= secret
+    assert {"CRYPTIQUE_SOURCE_URI", "CRYPTIQUE_VECTORS_URI", "GEMINI_API_KEY", "SLACK_WEBHOOK_URL"} <= secret

@@ -1,0 +1,295 @@
+"""Automations: what the server says of runs that can't speak for themselves.
+
+A run that fails says so itself (``flows/hooks.py``). A process that died, a run that never started and a pool without
+a worker can't; the server watches for them. A crash that a worker told of is not told again.
+
+The address of the webhook lies encrypted in a ``Webhook`` block; the automations name only the block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, DoNothing
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.types import SecretDict
+
+from deployments.settings import Settings
+from flows.hooks import ALERT_TOLD
+from tasks.domain.incidents import (
+    COOLDOWN,
+    Incident,
+    Message,
+    Severity,
+    format_discord,
+    format_generic,
+    format_slack,
+)
+
+WEBHOOK = "cryptique-alerts"
+PREFIX = "cryptique-rag: "
+CRASHED, CRASH_TOLD, SILENT, LATE, LONG, POOL = (
+    PREFIX + name
+    for name in (
+        "run crashed and did not say so",
+        "tell of crashed runs",
+        "silent run is crashed",
+        "run is late",
+        "run takes very long",
+        "work pool not ready",
+    )
+)
+#: A worker's hook has told of a crash by then, or never will; it may wait for a store that does not answer.
+WORKER_SPEAKS_WITHIN = timedelta(seconds=30)
+#: Heartbeats come every 30 seconds where PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30; three in a row are missed.
+SILENT_AFTER = timedelta(seconds=90)
+#: A first migration at the quota of tier 1 takes five hours.
+LONG_AFTER = timedelta(hours=24)
+_ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling")}
+_RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
+_FORMATS = {"slack": format_slack, "discord": format_discord, "generic": format_generic}
+
+
+def register_automations(settings: Settings, *, client: SyncPrefectClient | None = None) -> list[str]:
+    """Save the webhook and the automations with the Prefect server in use; return the automations' names.
+
+    Does nothing without SLACK_WEBHOOK_URL. A second call changes what is there and adds nothing.
+    """
+    if settings.slack_webhook_url is None:
+        return []
+    webhook = Webhook(
+        url=settings.slack_webhook_url, headers=SecretDict({"Content-Type": "application/json; charset=utf-8"})
+    )
+    block = webhook.save(WEBHOOK, overwrite=True, _sync=True)  # type: ignore[call-arg]
+    with client or get_client(sync_client=True) as server:
+        assert isinstance(block, UUID)
+        crashed = _save(server, _run_crashed())
+        others = [
+            _crash_told(crashed, block, settings),
+            _run_silent(),
+            _run_late(block, settings),
+            _run_long(block, settings),
+            _pool_not_ready(block, settings),
+        ]
+        for automation in others:
+            _save(server, automation)
+    return [CRASHED, *(automation.name for automation in others)]
+
+
+def _save(client: SyncPrefectClient, automation: AutomationCore) -> UUID:
+    """Make the automation, or change the one of its name; Prefect itself would make a second one."""
+    found = client.read_automations_by_name(automation.name)
+    if not found:
+        return client.create_automation(automation)
+    client.update_automation(found[0].id, automation)
+    return found[0].id
+
+
+# -- what is watched -------------------------------------------------------------------------------------------------
+
+
+def _run_crashed() -> AutomationCore:
+    """Fires for each run that crashed without an alert; it only notes that, for a cooldown would hide other runs."""
+    return AutomationCore(
+        name=CRASHED,
+        description="A run crashed, and no worker told of it.",
+        trigger=EventTrigger(
+            match=_RUNS,
+            after={"prefect.flow-run.Crashed"},
+            expect={ALERT_TOLD},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=WORKER_SPEAKS_WITHIN,
+        ),
+        actions=[DoNothing()],
+    )
+
+
+def _crash_told(crashed: UUID, block: UUID, settings: Settings) -> AutomationCore:
+    """Tells of what the other noted, at most once a cooldown: ``for_each`` there would have made it once a run."""
+    run = "event.payload.triggering_event.resource"
+    return AutomationCore(
+        name=CRASH_TOLD,
+        description="Tells of crashed runs, at most one message in five minutes.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": f"prefect.automation.{crashed}"},
+            expect={"prefect.automation.triggered"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=COOLDOWN["critical"],
+        ),
+        actions=[
+            _tell(
+                block,
+                settings,
+                severity="critical",
+                title="A run crashed",
+                what="Its process is gone or said nothing for too long. What it finished is kept: a retry goes on. "
+                "A run from the command line goes on when its command is given again.",
+                scope=f"{run}['prefect.resource.name']",
+                run_id=f"{run}['prefect.resource.id'].split('.')[-1]",
+            )
+        ],
+    )
+
+
+def _run_silent() -> AutomationCore:
+    """Marks a run as crashed when its heartbeats end; the automations above then tell of it."""
+    beat = "prefect.flow-run.heartbeat"
+    return AutomationCore(
+        name=SILENT,
+        description="A run whose heartbeats end is marked as crashed. Runs without heartbeats are not watched.",
+        trigger=EventTrigger(
+            match=_RUNS,
+            after={beat},
+            expect={beat, *_ENDED},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENT_AFTER,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                message=f"no sign of life for {SILENT_AFTER.seconds} seconds",
+            )
+        ],
+    )
+
+
+def _run_late(block: UUID, settings: Settings) -> AutomationCore:
+    return AutomationCore(
+        name=LATE,
+        description="Tells of runs that did not start when they should, at most one message in fifteen minutes.",
+        trigger=EventTrigger(
+            match=_RUNS,
+            expect={"prefect.flow-run.Late"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=COOLDOWN["warning"],
+        ),
+        actions=[
+            _tell(
+                block,
+                settings,
+                severity="warning",
+                title="A run is late",
+                what="No worker took it: is one running for its pool and queue, and below its concurrency limit?",
+                scope="event.resource['prefect.resource.name']",
+                run_id="event.resource.id.split('.')[-1]",
+            )
+        ],
+    )
+
+
+def _run_long(block: UUID, settings: Settings) -> AutomationCore:
+    return AutomationCore(
+        name=LONG,
+        description="Tells of a run that has been running for a day.",
+        trigger=EventTrigger(
+            match=_RUNS,
+            after={"prefect.flow-run.Running"},
+            expect=_ENDED,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=LONG_AFTER,
+        ),
+        actions=[
+            _tell(
+                block,
+                settings,
+                severity="warning",
+                title="A run has been running for a day",
+                what="Its progress artifact tells whether it still gets on.",
+                scope="event.resource['prefect.resource.name']",
+                run_id="event.resource.id.split('.')[-1]",
+            )
+        ],
+    )
+
+
+def _pool_not_ready(block: UUID, settings: Settings) -> AutomationCore:
+    return AutomationCore(
+        name=POOL,
+        description="Tells of a work pool without a worker, at most one message in five minutes.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": "prefect.work-pool.*"},
+            expect={"prefect.work-pool.not-ready"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=COOLDOWN["critical"],
+        ),
+        actions=[
+            _tell(
+                block,
+                settings,
+                severity="critical",
+                title="A work pool is not ready",
+                what="No worker of this pool answers: nothing that is scheduled will run.",
+                scope="event.resource['prefect.resource.name']",
+                run_id=None,
+            )
+        ],
+    )
+
+
+# -- what is said ----------------------------------------------------------------------------------------------------
+
+_SCOPE, _RUN_ID, _TIME = "@@scope@@", "@@run@@", "@@time@@"
+_LONGEST_NAME = 300
+
+
+def _tell(
+    block: UUID, settings: Settings, *, severity: Severity, title: str, what: str, scope: str, run_id: str | None
+) -> CallWebhook:
+    """Return the action that posts a message in the webhook's form; ``scope`` and ``run_id`` are Jinja expressions."""
+    base = (PREFECT_UI_URL.value() or (PREFECT_API_URL.value() or "").rstrip("/").removesuffix("/api")).rstrip("/")
+    now = datetime.now(UTC)
+    incident = Incident(
+        cause=f"server:{title}",
+        flow="server",
+        severity=severity,
+        title=title,
+        what=what,
+        first_seen=now,
+        last_seen=now,
+        scope=_SCOPE,
+        link=f"{base}/runs/flow-run/{_RUN_ID}" if base and run_id else None,
+        resume=f"prefect flow-run retry {_RUN_ID}" if run_id else None,
+    )
+    payload = _FORMATS[settings.cryptique_alert_webhook_kind](Message("failed", incident, 1, 0))
+    template = json.dumps(_with_time(payload, now), ensure_ascii=False)
+    escaped = f"({scope}) | string | truncate({_LONGEST_NAME})"
+    if settings.cryptique_alert_webhook_kind == "slack":
+        escaped += " | replace('&', '&amp;') | replace('<', '&lt;') | replace('>', '&gt;')"
+    values = {
+        _SCOPE: escaped,
+        _RUN_ID: f"({run_id}) | string",
+        _TIME: "event.occurred | string | truncate(19, true, '')",
+    }
+    for mark, expression in values.items():
+        # As the inside of a JSON string: a name with a quote must not end it.
+        template = template.replace(mark, "{{ (" + expression + " | tojson)[1:-1] }}")
+    return CallWebhook(block_document_id=block, payload=template)
+
+
+def _with_time(value: Any, written: datetime) -> Any:
+    """Return a payload whose times are those of the event, not of the registration."""
+    if isinstance(value, Mapping):
+        return {name: _with_time(item, written) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_time(item, written) for item in value]
+    if isinstance(value, str):
+        return value.replace(f"{written:%Y-%m-%d %H:%M:%S}", _TIME).replace(written.isoformat(), _TIME)
+    return value

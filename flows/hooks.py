@@ -1,0 +1,295 @@
+"""Hooks: what a flow says of itself when it fails, crashes, or completes after that.
+
+Attach all three to every flow::
+
+    @flow(on_failure=[alert_on_failure], on_crashed=[alert_on_crashed], on_completion=[resolve_on_completion])
+
+What is said never changes what happened: a hook logs what it can't do. A process that died can't speak; the server's
+automations do (``deployments/automations.py``), unless a worker ran ``alert_on_crashed`` for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+from prefect import Flow, Task
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.events import emit_event
+from prefect.logging.loggers import flow_run_logger
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from pydantic import SecretStr
+
+from blocks.slack import SlackNotifier
+from blocks.vector_store import VectorStore
+from flows.blocks import load_alerts, load_embedder, load_source, load_vectors
+from tasks.alert import Told, send_alert, tell_due, tell_resolved
+from tasks.domain.errors import InputError, PipelineError, WorkTakenError
+from tasks.domain.incidents import Incident, Severity, cause_of, in_words
+
+#: Said after a crash that was told of, so that the server's automation doesn't tell it again.
+ALERT_TOLD = "cryptique-rag.alert.told"
+
+#: How the command line spells parameters. A run that goes on never starts anew, so ``resume`` is left out.
+_MIGRATE = {
+    "start": "--start",
+    "end": "--end",
+    "teams": "--team",
+    "contracts": "--contract",
+    "limit": "--limit",
+    "shard_rows": "--shard-rows",
+    "shards_in_flight": "--shards-in-flight",
+    "retries": "--retries",
+    "dry_run": "--dry-run",
+    "replace_model": "--replace-model",
+    "remove_orphans": "--remove-orphans",
+}
+_INGEST = {"max_seconds": "--max-seconds", "until_idle": "--until-idle"}
+_COMMANDS = {"migrate": _MIGRATE, "ingest": _INGEST}
+_LEFT_OUT = {"sources", "resume"}
+
+
+def alert_on_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell that a run failed: stage, reason, counts so far and how to go on, if its cause's cooldown allows."""
+    _guarded(flow, flow_run, lambda: _alert(flow, flow_run, state, crashed=False))
+
+
+def alert_on_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell that a run's process died; a worker, which outlives it, calls this. The parameters' names are Prefect's."""
+    _guarded(flow, flow_run, lambda: _alert(flow, flow_run, state, crashed=True))
+
+
+def resolve_on_completion(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell once that a flow completed again after a failure that was told, and send summaries that are due."""
+    if flow_run.parameters.get("dry_run"):
+        return  # it proves nothing of embedder and store
+    _guarded(flow, flow_run, lambda: _resolve(flow, flow_run))
+
+
+def _guarded(flow: Flow[..., Any], flow_run: FlowRun, act: Any) -> None:
+    try:
+        act()
+    except Exception as error:  # noqa: BLE001 - what only tells of a run must not add to its trouble
+        # Its words may hold anything.
+        _logger(flow, flow_run).warning("no alert could be sent (%s)", type(error).__name__)
+
+
+def _logger(flow: Flow[..., Any], flow_run: FlowRun) -> Any:
+    return flow_run_logger(flow_run, flow)
+
+
+def _alert(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], *, crashed: bool) -> None:
+    logger = _logger(flow, flow_run)
+    if isinstance(state.result(raise_on_failure=False), WorkTakenError):
+        return  # refused because another run is at the work: whoever asked is told, nobody is woken
+    notifier = load_alerts()
+    if notifier is None:
+        logger.info("nobody is told of this failure: SLACK_WEBHOOK_URL is not set")
+        return
+    now = datetime.now(UTC)
+    store = _load_store()
+    incident, store = _incident(flow, flow_run, state, notifier, store, crashed=crashed, now=now)
+    told = send_alert(incident, notifier=notifier, book=store, now=now)
+    _log(logger, told)
+    # Held back is as good as told: the server has nothing to add, and its own cooldown counts nothing.
+    if crashed and (told.delivered or told.kind is None):
+        emit_event(
+            event=ALERT_TOLD,
+            resource={"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.name": flow_run.name},
+        )
+    _tell_due(notifier, store, logger, now)
+
+
+def _resolve(flow: Flow[..., Any], flow_run: FlowRun) -> None:
+    logger = _logger(flow, flow_run)
+    notifier = load_alerts()
+    if notifier is None:
+        return
+    now = datetime.now(UTC)
+    store = load_vectors()
+    told = tell_resolved(
+        flow.name, link=run_link(flow_run), scope=flow_run.name, notifier=notifier, book=store, now=now
+    )
+    for one in told:
+        _log(logger, one)
+    _tell_due(notifier, store, logger, now)
+
+
+def _tell_due(notifier: SlackNotifier, store: VectorStore | None, logger: Any, now: datetime) -> None:
+    if store is None:
+        return
+    try:
+        for one in tell_due(notifier=notifier, book=store, now=now):
+            _log(logger, one)
+    except PipelineError as error:
+        logger.warning("summaries that are due wait: %s", error)
+
+
+def _log(logger: Any, told: Told) -> None:
+    logger.log(logging.INFO if told.delivered or told.kind is None else logging.WARNING, "alert %s", told)
+
+
+def _load_store() -> VectorStore | None:
+    try:
+        return load_vectors()
+    except PipelineError:
+        return None
+
+
+# -- what is said ----------------------------------------------------------------------------------------------------
+
+
+def _incident(
+    flow: Flow[..., Any],
+    flow_run: FlowRun,
+    state: State[Any],
+    notifier: SlackNotifier,
+    store: VectorStore | None,
+    *,
+    crashed: bool,
+    now: datetime,
+) -> tuple[Incident, VectorStore | None]:
+    """Return the incident, and the store if it answers: what doesn't is asked once, not for every part."""
+    error = _error_of(state)
+    stage = stage_of(error)
+    name = "Crashed" if crashed else type(error).__name__ if error is not None else state.name or "Failed"
+    counts: dict[str, int] = {}
+    letters: dict[str, int] = {}
+    try:
+        if store is not None:
+            counts = _counts(store.find_job({"metadata.runId": str(flow_run.id)}))
+            letters = store.count_dead_letters(str(flow_run.id))
+    except PipelineError:
+        store = None
+    severity: Severity = "warning" if _harmless(error, flow_run) else "critical"
+    did = "crashed" if crashed else "failed"
+    words = str(error) if isinstance(error, PipelineError) else state.message or (str(error) if error else "")
+    incident = Incident(
+        cause=cause_of(flow.name, name, stage),
+        flow=flow.name,
+        severity=severity,
+        title=f"{flow.name} {did}" + (f" at {stage}" if stage else ""),
+        what=in_words(words, secrets=_secrets(notifier)) or f"The run {did} without a word.",
+        first_seen=now,
+        last_seen=now,
+        scope=flow_run.name,
+        stage=stage,
+        error=name,
+        counts=counts,
+        dead_letters=letters,
+        link=run_link(flow_run),
+        resume=resume_command(flow, flow_run),
+    )
+    return incident, store
+
+
+def _error_of(state: State[Any]) -> BaseException | None:
+    """Return what the run raised, where this process still has it."""
+    try:
+        result: Any = state.result(raise_on_failure=False, _sync=True)  # type: ignore[call-overload]
+    except Exception:  # noqa: BLE001 - the result is another process's, and its loss is no second failure
+        return None
+    return result if isinstance(result, BaseException) else None
+
+
+def _harmless(error: BaseException | None, flow_run: FlowRun) -> bool:
+    """Return whether nothing is broken: the input was wrong, the work is being done, or it was a rehearsal."""
+    refused = isinstance(error, InputError | WorkTakenError) or type(error).__name__.startswith("Parameter")
+    return refused or bool(flow_run.parameters.get("dry_run"))
+
+
+def stage_of(error: BaseException | None) -> str:
+    """Return the task in which an error was raised, by its name in the UI, or the flow's own step."""
+    stage = ""
+    traceback: TracebackType | None = error.__traceback__ if error is not None else None
+    while traceback is not None:
+        frame = traceback.tb_frame
+        owner = frame.f_globals.get(frame.f_code.co_name)
+        if isinstance(owner, Task) and owner.fn.__code__ is frame.f_code:
+            stage = owner.name
+        traceback = traceback.tb_next
+    return stage
+
+
+def _counts(job: Mapping[str, Any] | None) -> dict[str, int]:
+    """Return a run's figures so far, from its job: records, but for the vector documents."""
+    if job is None:
+        return {}
+    progress, results = job.get("progress") or {}, job.get("results") or {}
+    stored = results.get("documentsCreated", 0) + results.get("documentsUpdated", 0)
+    return {
+        f"of {progress.get('total', 0):,} records": progress.get("processed", 0),
+        "vector documents written": stored,
+        "dead-lettered": progress.get("failed", 0),
+    }
+
+
+def run_link(flow_run: FlowRun) -> str | None:
+    """Return where the UI shows the run."""
+    base = PREFECT_UI_URL.value() or (PREFECT_API_URL.value() or "").rstrip("/").removesuffix("/api")
+    return f"{base.rstrip('/')}/runs/flow-run/{flow_run.id}" if base else None
+
+
+def resume_command(flow: Flow[..., Any], flow_run: FlowRun) -> str:
+    """Return the command that goes on with a run's work, quoted for a shell.
+
+    A deployment's run is scheduled again with the same parameters, for a worker. One from the command line is the
+    same command again, or where the command line has no such option, the same run again in this checkout.
+    """
+    again = f"prefect flow-run retry {flow_run.id}"
+    if flow_run.deployment_id is not None:
+        return again
+    again += f" --entrypoint {flow.fn.__module__}.{flow.fn.__name__}"
+    options = _COMMANDS.get(flow.name)
+    if options is None:
+        return again
+    words = ["cryptique-rag", flow.name]
+    defaults = {name: spec.get("default") for name, spec in flow.parameters.properties.items()}
+    for name, value in flow_run.parameters.items():
+        if name in _LEFT_OUT or value in (None, False, []) or value == defaults.get(name):
+            continue
+        if name not in options:
+            return again
+        if value is True:
+            words.append(options[name])
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [options[name], _spelled(one)]
+    return shlex.join(words)
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _secrets(notifier: SlackNotifier) -> list[str]:
+    """Return what no message may hold, whatever an error's words repeat."""
+    found: list[str] = []
+    blocks: list[Any] = [notifier]
+    try:
+        vectors = load_vectors()
+        blocks += [load_source(), vectors, load_embedder(vectors)]
+    except PipelineError:
+        pass
+    for block in blocks:
+        for name in type(block).model_fields:
+            value = getattr(block, name)
+            if isinstance(value, SecretStr):
+                found += _parts(value.get_secret_value())
+    return [secret for secret in found if secret]
+
+
+def _parts(secret: str) -> list[str]:
+    """Return a secret whole and, if it is an address with a password, the password as it is written and as it is."""
+    _, _, rest = secret.partition("://")
+    user, at, _ = rest.rpartition("@")
+    password = user.partition(":")[2] if at else ""
+    return [secret, password, unquote(password)]

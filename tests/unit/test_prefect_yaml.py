@@ -1,0 +1,92 @@
+"""prefect.yaml: every deployment can be loaded, says what it is, and would run with the parameters it has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+from prefect import Flow
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.flows import load_flow_from_entrypoint
+
+from deployments.up import POOL, QUEUES, WORKER_LIMIT
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
+FILE: dict[str, Any] = yaml.safe_load(TEXT)
+DEPLOYMENTS: dict[str, dict[str, Any]] = {deployment["name"]: deployment for deployment in FILE["deployments"]}
+
+each_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS.values(), ids=DEPLOYMENTS.keys())
+
+
+def load(deployment: dict[str, Any]) -> Flow[..., Any]:
+    return load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
+
+
+@each_deployment
+def test_an_entrypoint_is_a_module_path_to_the_flow_of_that_name(deployment: dict[str, Any]) -> None:
+    assert re.fullmatch(r"flows(\.\w+)+", deployment["entrypoint"])
+    assert load(deployment).name == deployment["name"]
+
+
+@each_deployment
+def test_the_parameters_are_what_the_flow_takes(deployment: dict[str, Any]) -> None:
+    load(deployment).validate_parameters(deployment["parameters"])
+
+
+@each_deployment
+def test_every_deployment_says_what_it_does_and_where_it_runs(deployment: dict[str, Any]) -> None:
+    assert len(deployment["description"]) > 60
+    assert "cryptique" in deployment["tags"]
+    assert deployment["work_pool"]["name"] == POOL
+    assert deployment["work_pool"]["work_queue_name"] in {queue.name for queue in QUEUES}
+
+
+@each_deployment
+def test_how_many_run_at_once_and_what_becomes_of_one_more_is_said(deployment: dict[str, Any]) -> None:
+    limit = deployment["concurrency_limit"]
+    assert limit["limit"] >= 1
+    assert ConcurrencyLimitStrategy(limit["collision_strategy"])
+
+
+@each_deployment
+def test_a_schedule_has_a_time_zone_and_a_name_of_its_own(deployment: dict[str, Any]) -> None:
+    schedules = deployment.get("schedules", [])
+    assert "schedule" not in deployment
+    for schedule in schedules:
+        assert ZoneInfo(schedule["timezone"])
+        assert CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+        # Without it every `prefect deploy` makes the schedule anew, and one that was paused runs again.
+        assert schedule["slug"]
+    assert len({schedule["slug"] for schedule in schedules}) == len(schedules)
+
+
+def test_every_flow_with_a_file_of_its_own_has_a_deployment() -> None:
+    flows = [
+        path.stem
+        for path in sorted((ROOT / "flows").glob("*.py"))
+        if re.search(rf'^@flow\(\s*name="{path.stem}"', path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert "migrate" in flows
+    assert sorted(DEPLOYMENTS) == flows
+
+
+def test_ongoing_work_comes_first_and_bulk_work_never_fills_the_worker() -> None:
+    queues = {queue.name: queue for queue in QUEUES}
+    assert queues["ongoing"].priority < queues["bulk"].priority
+    assert queues["ongoing"].concurrency_limit is None
+    assert 0 < (queues["bulk"].concurrency_limit or WORKER_LIMIT) < WORKER_LIMIT
+    assert DEPLOYMENTS["migrate"]["work_pool"]["work_queue_name"] == "bulk"
+    assert DEPLOYMENTS["migrate"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    if "ingest" in DEPLOYMENTS:
+        assert DEPLOYMENTS["ingest"]["work_pool"]["work_queue_name"] == "ongoing"
+
+
+def test_it_holds_no_path_of_a_machine_and_each_worker_says_where_the_project_lies() -> None:
+    assert FILE["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $CRYPTIQUE_ROOT }}"}}]
+    assert not re.search(r"[\s\"'](/[a-z]+/|[A-Z]:\\)", TEXT)
