@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 from prefect.blocks.core import Block
@@ -12,7 +13,10 @@ from blocks.shards import ShardStore
 from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
+from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import TerminalError
+from tasks.domain.owners import Owners
+from tasks.domain.vectors import EmbedderFacts
 
 SOURCE, VECTORS, SHARDS, GEMINI, LOCAL = "source", "vectors", "shards", "gemini", "local"
 ALERTS = "alerts"
@@ -59,3 +63,28 @@ def load_alerts() -> SlackNotifier | None:
         return _load(SlackNotifier, ALERTS)
     except TerminalError:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All that the stages of one run work with."""
+
+    source: MongoSource
+    vectors: VectorStore
+    embedder: PipelineEmbedder
+    store: ShardStore
+    owners: Owners
+    facts: EmbedderFacts
+    size: ChunkSize
+    retries: int
+
+
+def load_parts(*, retries: int) -> Parts:
+    """Return the parts of a run, both databases proved to answer and the owners read."""
+    source, vectors = load_source(), load_vectors()
+    embedder = load_embedder(vectors)
+    source.check()
+    vectors.check()
+    facts = embedder.facts
+    size = ChunkSize(whole_tokens=min(ChunkSize().whole_tokens, facts.max_tokens_per_text))
+    return Parts(source, vectors, embedder, load_shards(), source.load_owners(), facts, size, retries)

@@ -200,7 +200,7 @@ def _error_of(state: State[Any]) -> BaseException | None:
 
 def _harmless(error: BaseException | None, flow_run: FlowRun) -> bool:
     """Return whether nothing is broken: the input was wrong, the work is being done, or it was a rehearsal."""
-    refused = isinstance(error, InputError | WorkTakenError) or type(error).__name__.startswith("Parameter")
+    refused = isinstance(error, InputError) or type(error).__name__.startswith("Parameter")
     return refused or bool(flow_run.parameters.get("dry_run"))
 
 

@@ -18,20 +18,15 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from blocks.memory import limit_heaps
-from blocks.mongo import MongoSource
-from blocks.shards import ShardStore
-from blocks.vector_store import VectorStore
-from flows.blocks import PipelineEmbedder, load_embedder, load_shards, load_source, load_vectors
+from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.migrate import migrate
 from tasks.checkpoint import checkpoint_shard
 from tasks.chunk import chunk_shard
 from tasks.domain.changes import ChangeBatch, Lags
-from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import HistoryLostError, ShardDamagedError, WorkTakenError
 from tasks.domain.jobs import JobOrigin, Status, job_record
 from tasks.domain.manifests import Manifest
-from tasks.domain.owners import Owners
 from tasks.domain.runs import Run, Scope
 from tasks.embed import embed_shard
 from tasks.extract import COLLECTION, extract_changes
@@ -76,16 +71,6 @@ class IngestReport:
     refused: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    source: MongoSource
-    vectors: VectorStore
-    embedder: PipelineEmbedder
-    store: ShardStore
-    owners: Owners
-    retries: int
-
-
 @flow(
     name="ingest",
     flow_run_name="ingest transactions",
@@ -115,13 +100,10 @@ def ingest(
     logger = get_run_logger()
     began = time.monotonic()
     limit_heaps()
-    source, vectors, store = load_source(), load_vectors(), load_shards()
-    embedder = load_embedder(vectors)
-    source.check()
-    vectors.check()
-    embedder.check()
-    vectors.require_model(embedder.facts, replace=False, write=False)
-    parts = _Parts(source, vectors, embedder, store, source.load_owners(), retries)
+    parts = load_parts(retries=retries)
+    source, vectors, store = parts.source, parts.vectors, parts.store
+    parts.embedder.check()
+    vectors.require_model(parts.facts, replace=False, write=False)
     run = Run(
         key=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}",
         id=str(runtime.flow_run.id or uuid4()),
@@ -155,7 +137,7 @@ def ingest(
 class _Following:
     """One run's way along the source's changes."""
 
-    def __init__(self, run: Run, parts: _Parts, report: IngestReport, deadline: float, until_idle: bool) -> None:
+    def __init__(self, run: Run, parts: Parts, report: IngestReport, deadline: float, until_idle: bool) -> None:
         self._run, self._parts, self._report = run, parts, report
         self._deadline, self._until_idle = deadline, until_idle
         self._identity = parts.source.identify(COLLECTION)
@@ -211,8 +193,8 @@ class _Following:
                 job_record(
                     self._run,
                     JobOrigin(f"ingest-{self._run.key}", triggered_by, host, host),
-                    self._parts.embedder.facts,
-                    ChunkSize(),
+                    self._parts.facts,
+                    self._parts.size,
                     status=status,
                     error=error,
                     total=counts.read,
@@ -270,8 +252,7 @@ class _Following:
 
     def _through_stages(self, run: Run, batch: ChangeBatch) -> Manifest:
         parts = self._parts
-        source, vectors, store, facts = parts.source, parts.vectors, parts.store, parts.embedder.facts
-        size = ChunkSize(whole_tokens=min(ChunkSize().whole_tokens, facts.max_tokens_per_text))
+        source, vectors, store = parts.source, parts.vectors, parts.store
 
         def retried(stage: Any) -> Callable[..., Any]:
             configured: Callable[..., Any] = stage.with_options(retries=parts.retries)
@@ -280,7 +261,7 @@ class _Following:
         whole = quote(run)
         shard = retried(extract_changes)(whole, quote(batch), source, quote(parts.owners), store)
         shard = retried(validate_shard)(whole, shard, store)
-        shard = retried(chunk_shard)(whole, shard, store, source, vectors, quote(facts), quote(size))
+        shard = retried(chunk_shard)(whole, shard, store, source, vectors, quote(parts.facts), quote(parts.size))
         shard = retried(embed_shard)(whole, shard, store, parts.embedder, parts.embedder.concurrency)
         outcome = retried(upsert_shard)(whole, shard, store, vectors)
         manifest: Manifest = retried(checkpoint_shard)(whole, shard, outcome, store, vectors)

@@ -29,12 +29,11 @@ from blocks.memory import limit_heaps
 from blocks.mongo import MongoSource
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
-from flows.blocks import PipelineEmbedder, load_embedder, load_shards, load_source, load_vectors
+from flows.blocks import Parts, PipelineEmbedder, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.progress import Progress, duration
 from tasks.checkpoint import checkpoint_shard
 from tasks.chunk import DescribedChunk, chunk_shard
-from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import InputError, PipelineError, ShardDamagedError, TerminalError, WorkTakenError
 from tasks.domain.jobs import JobOrigin, Status, job_id, job_record
 from tasks.domain.manifests import Counts, Manifest
@@ -104,20 +103,6 @@ class MigrateReport:
     flow_run_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """All that the stages of one run work with."""
-
-    source: MongoSource
-    vectors: VectorStore
-    embedder: PipelineEmbedder
-    store: ShardStore
-    owners: Owners
-    facts: EmbedderFacts
-    size: ChunkSize
-    retries: int
-
-
 def _run_name() -> str:
     given = runtime.flow_run.parameters
     try:
@@ -177,16 +162,10 @@ def migrate(
     logger = get_run_logger()
     began = time.monotonic()
     limit_heaps()
-    source, vectors, store = load_source(), load_vectors(), load_shards()
-    embedder = load_embedder(vectors)
-    source.check()
-    vectors.check()
-    owners = source.load_owners()
-    scope = _scope(owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit)
-    facts = embedder.facts
+    parts = load_parts(retries=retries)
+    vectors, facts = parts.vectors, parts.facts
+    scope = _scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit)
     vectors.require_model(facts, replace=replace_model, write=False)
-    size = ChunkSize(whole_tokens=min(ChunkSize().whole_tokens, facts.max_tokens_per_text))
-    parts = _Parts(source, vectors, embedder, store, owners, facts, size, retries)
     flow_run_id = str(runtime.flow_run.id or uuid4())
     logger.info("%s with %s into %s.vectordocuments", scope, facts.model, vectors.database)
 
@@ -195,18 +174,18 @@ def migrate(
         try:
             report = _rehearse(run, parts, shard_rows, began)
         finally:
-            store.drop_run(run.key)
+            parts.store.drop_run(run.key)
         return Completed(message=_message(report), data=asdict(report))
 
-    _check_embedder.with_options(retries=retries)(embedder)
+    _check_embedder.with_options(retries=retries)(parts.embedder)
     _initialise.with_options(retries=retries)(vectors, facts.dimensions)
     vectors.require_model(facts, replace=replace_model, write=True)
     work = fingerprint(
         scope,
         facts,
         shard_rows=shard_rows,
-        source=source.identify(COLLECTION),
-        owners=owners.digest(),
+        source=parts.source.identify(COLLECTION),
+        owners=parts.owners.digest(),
         form=vectors.vector_form,
     )
     triggered_by = "prefect" if runtime.deployment.id else "command line"
@@ -260,7 +239,7 @@ class _Job:
 
     run: Run
     origin: JobOrigin
-    parts: _Parts
+    parts: Parts
     previous: dict[str, Any] | None = None
     total: int = 0
     manifest: Manifest = field(default_factory=Manifest)
@@ -293,7 +272,7 @@ class _Job:
             get_run_logger().warning("the job's record is behind: %s", error)
 
 
-def _take_up(scope: Scope, flow_run_id: str, origin: JobOrigin, parts: _Parts, *, resume: bool) -> _Job:
+def _take_up(scope: Scope, flow_run_id: str, origin: JobOrigin, parts: Parts, *, resume: bool) -> _Job:
     """Return the job, claimed for this process: an unfinished one of the same work, or a new one.
 
     Raises ``WorkTakenError`` while another run is at the same work.
@@ -405,7 +384,7 @@ def plan_shards(source: MongoSource, owners: Owners, scope: Scope, shard_rows: i
 
 
 def _carry_out(
-    job: _Job, parts: _Parts, shard_rows: int, shards_in_flight: int, remove_orphans: bool, began: float
+    job: _Job, parts: Parts, shard_rows: int, shards_in_flight: int, remove_orphans: bool, began: float
 ) -> MigrateReport:
     """Run every unfinished shard through the stages, reconcile, and keep the job's record true throughout."""
     logger = get_run_logger()
@@ -465,7 +444,7 @@ def _carry_out(
     return report
 
 
-def _hand_over(run: Run, parts: _Parts) -> None:
+def _hand_over(run: Run, parts: Parts) -> None:
     """Put down where following the source's changes begins, if nobody does yet: before this run read anything."""
     moment = parts.store.read_operation_time(run.key)
     if moment is not None and parts.vectors.load_position(run.scope.source_type) is None:
@@ -478,7 +457,7 @@ def _hand_over(run: Run, parts: _Parts) -> None:
 
 
 def _finish_shards(
-    run: Run, shards: list[ShardRange], parts: _Parts, in_flight: int
+    run: Run, shards: list[ShardRange], parts: Parts, in_flight: int
 ) -> Iterator[tuple[ShardRange, PrefectFuture[Manifest]]]:
     """Yield each shard with its last stage, which returns its manifest, once it is finished; ``in_flight`` are at work.
 
@@ -521,7 +500,7 @@ def _from(future: PrefectFuture[Value]) -> Value:
     return cast(Value, future)
 
 
-def _submit(run: Run, shard: ShardRange, parts: _Parts) -> list[PrefectFuture[Any]]:
+def _submit(run: Run, shard: ShardRange, parts: Parts) -> list[PrefectFuture[Any]]:
     """Submit the stages of one shard, each waiting for the one before; return their futures."""
     retries = parts.retries
     store, vectors = parts.store, parts.vectors
@@ -557,7 +536,7 @@ def _reconcile(
     shards: list[ShardRange],
     counts: dict[int, Counts],
     manifest: Manifest,
-    parts: _Parts,
+    parts: Parts,
     remove_orphans: bool,
     *,
     after: list[PrefectFuture[Manifest]],
@@ -581,7 +560,7 @@ def _reconcile(
 # -- a dry run ------------------------------------------------------------------------------------------------
 
 
-def _rehearse(run: Run, parts: _Parts, shard_rows: int, began: float) -> MigrateReport:
+def _rehearse(run: Run, parts: Parts, shard_rows: int, began: float) -> MigrateReport:
     """Return what a run would do: read, describe and compare, but embed and write nothing."""
     shards = plan_shards(parts.source, _whole(parts.owners), run.scope, shard_rows)
     progress = Progress(sum(shard.planned for shard in shards))
@@ -641,7 +620,7 @@ def _quota_seconds(facts: EmbedderFacts, texts: int, tokens: int) -> float | Non
 # -- what is said of it ---------------------------------------------------------------------------------------
 
 
-def _figures(run: Run, parts: _Parts, began: float, **figures: Any) -> MigrateReport:
+def _figures(run: Run, parts: Parts, began: float, **figures: Any) -> MigrateReport:
     seconds = time.monotonic() - began
     price = parts.facts.usd_per_million_tokens or USD_PER_MILLION_TOKENS[_REFERENCE_MODEL]
     return MigrateReport(
@@ -656,7 +635,7 @@ def _figures(run: Run, parts: _Parts, began: float, **figures: Any) -> MigrateRe
 
 
 def _report(
-    run: Run, manifest: Manifest, parts: _Parts, began: float, *, resumed_shards: int, result: Reconciliation
+    run: Run, manifest: Manifest, parts: Parts, began: float, *, resumed_shards: int, result: Reconciliation
 ) -> MigrateReport:
     counts = manifest.total
     return _figures(
@@ -738,7 +717,7 @@ def _never_stopping(what: str) -> Iterator[None]:
         get_run_logger().warning("%s could not be written: %s", what, error)
 
 
-def _publish(report: MigrateReport, manifest: Manifest, parts: _Parts) -> None:
+def _publish(report: MigrateReport, manifest: Manifest, parts: Parts) -> None:
     """Put the run's counts, by owner and by reason, beside the run in the UI."""
     shown = 50
     owners = manifest.to_record()["counts"]

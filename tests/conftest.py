@@ -54,11 +54,10 @@ def database(mongo_client: MongoClient[dict[str, Any]]) -> Iterator[Database[dic
 @pytest.fixture(scope="session")
 def prefect_api(session_home: Path) -> Iterator[str]:
     """A real Prefect server of this session, which everything in this process uses."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     from deployments.embedded import local_prefect_server
+    from deployments.local_services import talking_to
 
-    with local_prefect_server(session_home) as url, temporary_settings({PREFECT_API_URL: url}):
+    with local_prefect_server(session_home) as url, talking_to(url):
         yield url
 
 
