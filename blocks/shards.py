@@ -21,6 +21,7 @@ from bson.timestamp import Timestamp
 from prefect.blocks.core import Block
 from pydantic import Field
 
+from tasks.domain.batches import batched
 from tasks.domain.errors import PipelineError, ShardDamagedError, TerminalError, TransientError
 from tasks.domain.shards import ShardFile, ShardRange
 from tasks.domain.vectors import Matrix
@@ -193,8 +194,7 @@ class PaidTexts:
         """Return the vectors that are known; one that was cut short by a crash is not."""
         found: dict[bytes, Matrix] = {}
         with self._lock:
-            for start in range(0, len(hashes), 500):
-                some = hashes[start : start + 500]
+            for some in batched(hashes, 500):
                 marks = ",".join("?" * len(some))
                 rows = self._connection.execute(
                     f"SELECT hash, file, position, size FROM texts WHERE hash IN ({marks})",

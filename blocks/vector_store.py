@@ -18,6 +18,7 @@ from pymongo.write_concern import WriteConcern
 
 from blocks.mongo import MongoDatabase, Record, mongo_errors
 from tasks.domain import collections as schema
+from tasks.domain.batches import batched
 from tasks.domain.collections import Collection, Index
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.errors import ShardDamagedError, TerminalError
@@ -180,9 +181,8 @@ class VectorStore(MongoDatabase):
         found: dict[str, Stored] = {}
         with mongo_errors("comparing with the store", self.setting):
             vectors = self.open_database()[schema.VECTORS]
-            for start in range(0, len(document_ids), _BATCH):
-                some = document_ids[start : start + _BATCH]
-                rows = vectors.find({"documentId": {"$in": list(some)}}, projection).hint(schema.LOOKUP_INDEX)
+            for some in batched(document_ids, _BATCH):
+                rows = vectors.find({"documentId": {"$in": some}}, projection).hint(schema.LOOKUP_INDEX)
                 for row in rows:
                     lineage = row.get("lineage") or {}
                     found[row["documentId"]] = Stored(
@@ -284,15 +284,13 @@ class VectorStore(MongoDatabase):
 
         Raises ``ShardDamagedError`` if a row is no longer there: what to do must be judged again.
         """
-        items = list(changes.items())
         with mongo_errors("updating vector documents", self.setting):
             vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
-            for start in range(0, len(items), _BATCH):
-                some = [
-                    UpdateOne({"documentId": key}, {"$set": fields, "$inc": {"version": 1}})
-                    for key, fields in items[start : start + _BATCH]
+            for some in batched(changes.items(), _BATCH):
+                updates = [
+                    UpdateOne({"documentId": key}, {"$set": fields, "$inc": {"version": 1}}) for key, fields in some
                 ]
-                result = vectors.bulk_write(some, ordered=False)
+                result = vectors.bulk_write(updates, ordered=False)
                 if result.matched_count != len(some):
                     raise ShardDamagedError(
                         f"{len(some) - result.matched_count} vector documents vanished while they were updated"
@@ -310,8 +308,7 @@ class VectorStore(MongoDatabase):
         removed = 0
         with mongo_errors("removing vector documents", self.setting):
             vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
-            for start in range(0, len(values), _BATCH):
-                some = list(values[start : start + _BATCH])
+            for some in batched(values, _BATCH):
                 removed += vectors.delete_many({name: {"$in": some}, **also}).deleted_count
         return removed
 

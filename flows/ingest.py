@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -243,7 +243,7 @@ class _Following:
         """Take one batch through the stages; once more from the source if its files were lost."""
         for attempt in range(_MAX_REPAIRS + 1):
             try:
-                return self._through_stages(replace(self._run, attempt=attempt), batch)
+                return self._through_stages(self._run, batch)
             except ShardDamagedError as error:
                 if attempt == _MAX_REPAIRS:
                     raise

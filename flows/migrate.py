@@ -470,7 +470,7 @@ def _finish_shards(
     def submit(shard: ShardRange, attempt: int) -> None:
         # What an earlier attempt wrote is there now, whatever the store held when the run began.
         empty = run.target_was_empty and attempt == 0
-        chain = _submit(replace(run, attempt=attempt, target_was_empty=empty), shard, parts)
+        chain = _submit(replace(run, target_was_empty=empty), shard, parts)
         chains[chain[-1]] = (shard, attempt, chain)
 
     while waiting or chains:

@@ -14,7 +14,6 @@ from tasks.domain.owners import site_filter
 from tasks.domain.rows import read_vector
 from tasks.domain.vectors import Embedder, Matrix
 
-MAX_LIMIT = 100
 #: A score is float32: more digits say nothing, and would rank equal texts by chance.
 _SCORE_DIGITS = 6
 #: The score below zero, so that the best sorts first; the document id, which decides ties; the row's ``_id``.

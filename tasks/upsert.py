@@ -14,6 +14,7 @@ from prefect import task
 
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
+from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter
 from tasks.domain.errors import ShardDamagedError
 from tasks.domain.manifests import Manifest, Owner, ShardOutcome
@@ -169,9 +170,9 @@ def _remove_moved(rows: list[_Row], run: Run, vectors: VectorStore, manifest: Ma
         return
     fresh = {row.record_id: row for row in rows if row.verdict == Verdict.NEW}
     ids = [ObjectId(record_id) for record_id in fresh]
-    for start in range(0, len(ids), _LOOKUP_RECORDS):
+    for some in batched(ids, _LOOKUP_RECORDS):
         by_owner: dict[Owner, list[str]] = {}
-        for document in vectors.find_documents("transaction", ids[start : start + _LOOKUP_RECORDS]):
+        for document in vectors.find_documents("transaction", some):
             row = fresh[str(document["sourceId"])]
             if not document["documentId"].startswith(f"{row.key}:"):
                 by_owner.setdefault(row.owner, []).append(document["documentId"])

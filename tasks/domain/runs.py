@@ -51,7 +51,6 @@ class Run:
     """``key`` names the work and survives a resume; ``id`` names the flow run that does it now.
 
     ``started_ms`` is when this flow run began: the "now" of every rule about time.
-    ``attempt`` is raised when a shard's files were lost and its stages must run again.
     """
 
     key: str
@@ -59,7 +58,6 @@ class Run:
     scope: Scope
     started_ms: int
     target_was_empty: bool = False
-    attempt: int = 0
 
     @property
     def started(self) -> datetime:
