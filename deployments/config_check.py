@@ -1,4 +1,4 @@
-"""Everything that is wrong with the configuration, found at once and without writing anything."""
+"""Everything that is wrong with the configuration, found at once and leaving nothing behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Finding:
 
 
 def check_configuration() -> list[Finding]:
-    """Return what was looked at: the settings, both databases, the embedder and the Prefect server."""
+    """Return what was looked at: the settings, both databases, the embedder, the shard files, the Prefect server.
+
+    Nothing is written, but for a small object where shard files are shared, which is removed at once.
+    """
     settings, problems = inspect_settings()
     findings = [Finding("settings", problem, problem=True) for problem in problems]
     if not problems:
@@ -43,6 +46,7 @@ def check_configuration() -> list[Finding]:
     findings.extend(_check_embedded() if settings.embedded else _check_databases(blocks))
     if blocks.embedder is not None:
         findings.append(_check_embedder(blocks.embedder))
+    findings.append(_look("shard files", blocks.shards.check))
     findings.append(_check_prefect(settings))
     return findings
 

@@ -1,6 +1,6 @@
-"""Local servers for a command or a test that was given none: a real mongod and a real Prefect server.
+"""Local servers for a command or a test that was given none: a real mongod, a Prefect server, an S3 server.
 
-Both are ordinary processes with their data under ``home``. Commands share them: the first to come starts the
+All are ordinary processes with their data under ``home``. Commands share them: the first to come starts the
 server, later ones use it, the last to leave stops it. A command that is killed leaves the server running; the
 next one uses it and stops it in its turn. Data, log and port stay, so a restart finds everything again.
 
@@ -21,18 +21,22 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import httpx
+from pydantic import SecretStr
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from tasks.domain.errors import TerminalError
+from blocks.s3 import S3Bucket
+from tasks.domain.errors import PipelineError, TerminalError
 
 REPLICA_SET = "rs0"
 # The UI's usual address: bookmarks and documentation name it.
@@ -42,9 +46,11 @@ LARGEST_LOG_BYTES = 20_000_000
 LOG_LINES_IN_ERRORS = 15
 
 _POLL_SECONDS = 0.1
-_SETTINGS_PREFIXES = ("CRYPTIQUE_", "GEMINI_", "PREFECT_", "SLACK_")
+_SETTINGS_PREFIXES = ("AWS_", "CRYPTIQUE_", "GEMINI_", "PREFECT_", "SLACK_")
 _SMALLEST_OPLOG_MB = 990
 _NOT_YET_INITIATED = 94
+_S3_BUCKET, _S3_IDENTITY = "cryptique", "identity.json"
+_S3_PORTS = 10
 
 # What a log says -> what a person can do about it.
 _ADVICE = (
@@ -105,6 +111,8 @@ class LocalServer:
     instead: str
     settle: Callable[[int], None] = lambda port: None
     preferred_port: int | None = None
+    #: How many it needs, one after the other; the first is the one that users know.
+    ports: int = 1
     needed_disk_mb: int = 0
     start_timeout_seconds: float = 240.0
     stop_timeout_seconds: float = 30.0
@@ -192,7 +200,7 @@ class LocalServer:
         self._check_disk()
         wanted = [port for port in (saved_port, self.preferred_port) if port is not None]
         for tried in range(3):
-            port = next((port for port in wanted if _is_free(port)), None) or _free_port()
+            port = next((port for port in wanted if _are_free(port, self.ports)), None) or _free_port(self.ports)
             child, log_offset = self._spawn(port)
             state = ServerState(child.pid, port, _process_started(child.pid) or "ended", keep)
             ready = False
@@ -205,7 +213,7 @@ class LocalServer:
                     self._end(state)
             if ready:
                 return port
-            if exit_code is None or (_is_free(port) and tried):
+            if exit_code is None or (_are_free(port, self.ports) and tried):
                 break
             # Another program took the port in the meantime, or a start-up race ended ours: once more.
         raise TerminalError(self._explain(exit_code, log_offset))
@@ -352,6 +360,28 @@ def local_prefect_server(home: Path, *, keep: bool = False) -> Iterator[str]:
         yield _prefect_api_url(port)
 
 
+@dataclass(frozen=True)
+class S3Server:
+    """A local S3 server with one bucket; whoever has its keys may make others."""
+
+    endpoint: str
+    bucket: str
+    access_key: str
+    secret_key: str = field(repr=False)
+
+
+@contextmanager
+def embedded_s3(home: Path, *, keep: bool = False) -> Iterator[S3Server]:
+    """Yield a real S3 server, SeaweedFS, with its data in ``home/s3`` and keys of its own.
+
+    It needs no region, verifies checksums and keys, and honours ``If-None-Match``. ``keep`` leaves it running until
+    ``stop_local_servers``. Raises ``TerminalError`` with words on what is missing.
+    """
+    server = _s3_server(home)
+    with server.used(keep=keep) as port:
+        yield _s3_at(server.folder, port)
+
+
 def running_prefect_server(home: Path) -> str | None:
     """Return the API URL of the Prefect server of ``home`` if it runs and answers; starts nothing."""
     port = _prefect_server(home).running_port()
@@ -365,7 +395,7 @@ def stop_local_servers(home: Path) -> list[str]:
     """
     stopped: list[str] = []
     in_use: list[str] = []
-    for server in (_prefect_server(home), _mongod(home)):
+    for server in (_prefect_server(home), _mongod(home), _s3_server(home)):
         try:
             if server.stop():
                 stopped.append(server.label)
@@ -498,6 +528,109 @@ def _prefect_server(home: Path) -> LocalServer:
         preferred_port=PREFERRED_PREFECT_PORT,
         needed_disk_mb=100,
     )
+
+
+def find_weed() -> Path:
+    """Return the S3 server of the installed wheel. Raises ``TerminalError`` when there is none, with what to do."""
+    program = Path(sysconfig.get_path("scripts")) / ("weed.exe" if os.name == "nt" else "weed")
+    if not program.is_file():
+        raise TerminalError(
+            "The package with the S3 server is not installed: run `make setup`, or name an S3 server of yours."
+        )
+    return program
+
+
+def _s3_server(home: Path) -> LocalServer:
+    folder = home.resolve() / "s3"
+
+    def command(port: int) -> list[str]:
+        program = find_weed()
+        (folder / "data").mkdir(exist_ok=True)
+        _write_s3_identity(folder)
+        # Every port is named: left to itself it takes well-known ones and others 10,000 above, which may be taken.
+        names = (
+            *("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc"),
+            *("filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"),
+        )
+        assert len(names) == _S3_PORTS
+        return [
+            str(program),
+            "-logtostderr=true",
+            "mini",
+            f"-dir={folder / 'data'}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-master.telemetry=false",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            *(f"-{name}={port + offset}" for offset, name in enumerate(names)),
+            # In its own folder, which it runs in: a whole path may be longer than a socket's may be.
+            "-s3.localSocket=s3.sock",
+            "-filer.localSocket=filer.sock",
+            f"-s3.config={folder / _S3_IDENTITY}",
+            "-s3.autoCreateBucket=false",
+            f"-bucket={_S3_BUCKET}",
+        ]
+
+    return LocalServer(
+        label="local S3 server",
+        folder=folder,
+        log_name="weed.log",
+        command=command,
+        # Left to itself it takes a share of the machine's memory.
+        environment=lambda port: _without_settings() | {"GOMEMLIMIT": "300MiB"},
+        is_ready=lambda port: _is_s3_server_of(folder, port),
+        instead="name an S3 server of yours",
+        ports=_S3_PORTS,
+        needed_disk_mb=200,
+        start_timeout_seconds=120.0,
+    )
+
+
+def _write_s3_identity(folder: Path) -> None:
+    """Make the keys of a new server; an old one keeps its own."""
+    path = folder / _S3_IDENTITY
+    if path.exists():
+        return
+    identity = {
+        "name": "owner",
+        "credentials": [{"accessKey": token_hex(10), "secretKey": token_hex(20)}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    draft = path.with_suffix(".new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"identities": [identity]}, file)
+    draft.replace(path)
+
+
+def _s3_at(folder: Path, port: int) -> S3Server:
+    keys = json.loads((folder / _S3_IDENTITY).read_text("utf-8"))["identities"][0]["credentials"][0]
+    return S3Server(f"http://127.0.0.1:{port}", _S3_BUCKET, keys["accessKey"], keys["secretKey"])
+
+
+def _is_s3_server_of(folder: Path, port: int) -> bool:
+    """Say whether the server of ``folder``, which alone knows its keys, takes and gives objects at ``port``."""
+    if not _listens(port):
+        return False
+    server = _s3_at(folder, port)
+    bucket = S3Bucket(
+        endpoint=server.endpoint,
+        bucket=server.bucket,
+        access_key=SecretStr(server.access_key),
+        secret_key=SecretStr(server.secret_key),
+        read_timeout_seconds=10.0,
+        attempts=1,
+    )
+    try:
+        bucket.check()
+    except PipelineError:
+        return False
+    finally:
+        bucket.close()
+    return True
 
 
 def _without_settings() -> dict[str, str]:
@@ -639,6 +772,10 @@ def _is_free(port: int) -> bool:
         return True
 
 
+def _are_free(port: int, count: int) -> bool:
+    return all(_is_free(port + offset) for offset in range(count))
+
+
 def _listens(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=2.0).close()
@@ -647,10 +784,10 @@ def _listens(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
-    """Return a port below those that outgoing connections get, so that it is free next time too."""
-    for port in random.sample(range(20_000, 30_000), 200):
-        if _is_free(port):
+def _free_port(count: int = 1) -> int:
+    """Return the first of ``count`` ports below those that outgoing connections get: they are free next time too."""
+    for port in random.sample(range(20_000, 30_000 - count), 200):
+        if _are_free(port, count):
             return port
     raise TerminalError("No port between 20000 and 29999 is free on 127.0.0.1.")
 

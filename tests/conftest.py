@@ -1,4 +1,4 @@
-"""Real parts for the tests: one mongod and one Prefect server a session, a database and a home a test."""
+"""Real parts for the tests: one mongod, Prefect server and S3 server a session, a database and a home a test."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import gzip
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 from bson.codec_options import DatetimeConversion
 from bson.json_util import JSONMode, JSONOptions, loads
+from pydantic import SecretStr
 from pymongo import MongoClient
 from pymongo.database import Database
+
+if TYPE_CHECKING:
+    from blocks.s3 import S3Bucket
+    from deployments.embedded import S3Server
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
@@ -59,6 +64,31 @@ def prefect_api(session_home: Path) -> Iterator[str]:
 
     with local_prefect_server(session_home) as url, talking_to(url):
         yield url
+
+
+@pytest.fixture(scope="session")
+def s3(session_home: Path) -> Iterator[S3Server]:
+    """A real S3 server with one bucket."""
+    from deployments.embedded import embedded_s3
+
+    with embedded_s3(session_home) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> Iterator[S3Bucket]:
+    """The bucket of the S3 server, below a prefix of the test's own."""
+    from blocks.s3 import S3Bucket
+
+    bucket = S3Bucket(
+        endpoint=s3.endpoint,
+        bucket=s3.bucket,
+        prefix=f"test-{uuid4().hex[:12]}",
+        access_key=SecretStr(s3.access_key),
+        secret_key=SecretStr(s3.secret_key),
+    )
+    yield bucket
+    bucket.close()
 
 
 @pytest.fixture(scope="session")

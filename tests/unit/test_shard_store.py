@@ -1,21 +1,34 @@
-"""The shard store: a file is the one that was written or it is damaged, and what was paid for is paid once."""
+"""The shard store's parts: the folder of one machine, the index of paid texts, replies, scratch, a shared folder.
+
+What is the same wherever files lie is told in tests/contracts/test_shard_store.py.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import sqlite3
+import subprocess
+import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from bson import ObjectId
+from hypothesis import given
+from hypothesis import strategies as st
 
-from blocks.shards import PaidTexts, ShardStore
-from tasks.domain.errors import ShardDamagedError, TerminalError
-from tasks.domain.shards import ShardRange
+from blocks.paid_texts import PaidTexts, Reply
+from blocks.scratch import process_folder, sweep
+from blocks.shards import ShardStore
+from blocks.shared_folder import SharedFolder
+from tasks.domain.errors import TerminalError, TransientError
 
+PROJECT = Path(__file__).resolve().parents[2]
 RUN = "run-1"
 TABLE = pa.table({"text": ["one", "two", "three"], "number": [1, 2, 3]})
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
@@ -39,56 +52,6 @@ def only_file(store: ShardStore, pattern: str = "*.arrow") -> Path:
     return path
 
 
-def test_a_table_comes_back_as_it_was_written(store: ShardStore) -> None:
-    file = store.write_table(RUN, "000001.rows", TABLE)
-    assert file.rows == 3
-    assert file.size_bytes == only_file(store).stat().st_size
-    assert store.read_table(file).equals(TABLE)
-
-
-def test_writing_again_replaces_the_file_and_leaves_nothing_else(store: ShardStore) -> None:
-    first = store.write_table(RUN, "000001.rows", TABLE)
-    second = store.write_table(RUN, "000001.rows", TABLE.slice(1))
-    assert store.read_table(second).equals(TABLE.slice(1))
-    assert [path.name for path in store.run_folder(RUN).iterdir()] == ["000001.rows.arrow"]
-    with pytest.raises(ShardDamagedError):
-        store.read_table(first)
-
-
-def test_a_missing_file_is_damaged(store: ShardStore) -> None:
-    file = store.write_table(RUN, "000001.rows", TABLE)
-    only_file(store).unlink()
-    with pytest.raises(ShardDamagedError, match=r"000001\.rows is gone"):
-        store.read_table(file)
-
-
-@pytest.mark.parametrize("kept", [0, 1, 100, -1])
-def test_a_file_that_was_cut_short_is_damaged(store: ShardStore, kept: int) -> None:
-    file = store.write_table(RUN, "000001.rows", TABLE)
-    path = only_file(store)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ShardDamagedError):
-        store.read_table(file)
-
-
-def test_a_file_with_one_other_bit_is_damaged(store: ShardStore) -> None:
-    file = store.write_table(RUN, "000001.rows", TABLE)
-    path = only_file(store)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ShardDamagedError):
-        store.read_table(file)
-
-
-def test_a_file_that_grew_is_damaged(store: ShardStore) -> None:
-    file = store.write_table(RUN, "000001.rows", TABLE)
-    with only_file(store).open("ab") as grown:
-        grown.write(b"\0")
-    with pytest.raises(ShardDamagedError):
-        store.read_table(file)
-
-
 def test_a_disk_that_takes_no_file_is_a_persons_task_and_says_what_to_do(store: ShardStore) -> None:
     blocked = store.run_folder(RUN) / "000001.rows.arrow"
     blocked.mkdir(parents=True)
@@ -97,38 +60,7 @@ def test_a_disk_that_takes_no_file_is_a_persons_task_and_says_what_to_do(store: 
     assert list(store.run_folder(RUN).iterdir()) == [blocked]
 
 
-def test_a_plan_comes_back_with_ids_of_any_type(store: ShardStore) -> None:
-    plan = [
-        ShardRange(0, None, ObjectId("64c000000000000000000001"), 5_000),
-        ShardRange(1, ObjectId("64c000000000000000000001"), "text", 17),
-        ShardRange(2, "text", None, 0),
-    ]
-    assert store.read_plan(RUN) is None
-    store.write_plan(RUN, plan)
-    assert store.read_plan(RUN) == plan
-
-
-def test_dropping_a_shard_leaves_the_others(store: ShardStore) -> None:
-    for name in ("000001.rows", "000001.chunks", "000002.rows"):
-        store.write_table(RUN, name, TABLE)
-    store.drop_shard(RUN, 1)
-    store.drop_shard(RUN, 1)
-    assert only_file(store).name == "000002.rows.arrow"
-    store.drop_run(RUN)
-    store.drop_run(RUN)
-    assert not store.run_folder(RUN).exists()
-
-
 # what was paid for
-
-
-def test_a_text_that_was_paid_for_is_found_with_its_vector(paid: PaidTexts) -> None:
-    paid.keep(HASHES, VECTORS, tokens=TOKENS, shard=1)
-    found = paid.find([*HASHES[::-1], b"x" * 16])
-    assert {key: vector.tolist() for key, vector in found.items()} == {
-        key: row.tolist() for key, row in zip(HASHES, VECTORS, strict=True)
-    }
-    assert paid.find([]) == {}
 
 
 def test_a_thousand_texts_are_found_in_one_question(paid: PaidTexts) -> None:
@@ -165,31 +97,12 @@ def test_a_slice_of_a_larger_matrix_is_kept_as_its_own_rows(paid: PaidTexts) -> 
     assert paid.find(HASHES)[HASHES[2]].tolist() == [16.0, 18.0, 20.0, 22.0]
 
 
-def test_a_shard_has_paid_over_all_its_attempts_and_only_for_its_own(store: ShardStore) -> None:
-    with store.paid_texts(RUN) as first:
-        first.keep(HASHES[:1], VECTORS[:1], tokens=TOKENS[:1], shard=1)
-    with store.paid_texts(RUN) as second:
-        second.keep(HASHES[1:2], VECTORS[1:2], tokens=TOKENS[1:2], shard=1)
-        second.keep(HASHES[2:], VECTORS[2:], tokens=TOKENS[2:], shard=2)
-        assert second.paid_by(1) == (2, 30)
-        assert second.paid_by(2) == (1, 30)
-        assert second.paid_by(3) == (0, 0)
-
-
 def test_a_text_is_claimed_by_one_caller_at_a_time(store: ShardStore, paid: PaidTexts) -> None:
     assert paid.claim(HASHES[:2]) == (HASHES[:2], [])
     with store.paid_texts(RUN) as other:
         assert other.claim(HASHES) == ([HASHES[2]], HASHES[:2])
         paid.release(HASHES[:2])
         assert other.claim(HASHES[:2]) == (HASHES[:2], [])
-        other.release(HASHES)
-    paid.release(HASHES)
-
-
-def test_a_text_of_another_run_is_another_text(store: ShardStore, paid: PaidTexts) -> None:
-    paid.claim(HASHES)
-    with store.paid_texts("run-2") as other:
-        assert other.claim(HASHES) == (HASHES, [])
         other.release(HASHES)
     paid.release(HASHES)
 
@@ -225,33 +138,6 @@ def test_whoever_waits_goes_on_when_the_claim_is_given_up(paid: PaidTexts) -> No
     assert paid.find(HASHES) == {}
 
 
-def test_many_threads_never_pay_twice_for_the_same_text(store: ShardStore) -> None:
-    hashes = [number.to_bytes(16, "big") for number in range(60)]
-    paid_for: list[bytes] = []
-
-    def embed_all() -> None:
-        with store.paid_texts(RUN) as texts:
-            left = list(hashes)
-            while left:
-                known = texts.find(left)
-                mine, others = texts.claim([key for key in left if key not in known])
-                again = texts.find(mine)  # kept by another between the look and the claim
-                texts.release(list(again))
-                todo = [key for key in mine if key not in again]
-                paid_for.extend(todo)
-                if todo:
-                    texts.keep(todo, np.ones((len(todo), 4), np.float32), tokens=[1] * len(todo), shard=1)
-                texts.wait(others)
-                left = others
-
-    threads = [threading.Thread(target=embed_all) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert sorted(paid_for) == hashes
-
-
 def test_a_run_whose_folder_is_gone_starts_with_nothing_paid(store: ShardStore) -> None:
     with store.paid_texts(RUN) as texts:
         texts.keep(HASHES, VECTORS, tokens=TOKENS, shard=1)
@@ -259,3 +145,192 @@ def test_a_run_whose_folder_is_gone_starts_with_nothing_paid(store: ShardStore) 
     with store.paid_texts(RUN) as texts:
         assert texts.find(HASHES) == {}
         assert texts.paid_by(1) == (0, 0)
+
+
+def test_an_index_of_an_earlier_version_is_read_on(store: ShardStore) -> None:
+    folder = store.run_folder(RUN)
+    folder.mkdir(parents=True)
+    VECTORS.tofile(folder / "paid-old.f4")
+    with sqlite3.connect(folder / "paid_texts.sqlite") as index:
+        index.execute(
+            "CREATE TABLE texts (hash BLOB PRIMARY KEY, file TEXT NOT NULL, position INTEGER NOT NULL, "
+            "size INTEGER NOT NULL, tokens INTEGER NOT NULL, shard INTEGER NOT NULL) WITHOUT ROWID"
+        )
+        index.executemany(
+            "INSERT INTO texts VALUES (?, 'paid-old.f4', ?, 16, ?, 1)",
+            [(key, 16 * row, TOKENS[row]) for row, key in enumerate(HASHES)],
+        )
+    index.close()
+    with store.paid_texts(RUN) as texts:
+        assert texts.find(HASHES)[HASHES[2]].tolist() == VECTORS[2].tolist()
+        texts.keep([b"d" * 16], VECTORS[:1], tokens=[5], shard=1)
+        assert texts.paid_by(1) == (4, 65)
+
+
+def test_a_block_that_was_registered_with_a_folder_alone_is_the_store_it_was(tmp_path: Path) -> None:
+    store = ShardStore.model_validate({"folder": str(tmp_path / "shards")})
+    assert not store.serves_several_machines
+    assert store.run_folder(RUN) == tmp_path / "shards" / RUN
+    file = store.write_table(RUN, "000001.rows", TABLE)
+    assert file.size_bytes == only_file(store).stat().st_size
+
+
+# a reply as bytes
+
+REPLY = Reply(HASHES, TOKENS, VECTORS, 7)
+
+
+def test_a_reply_comes_back_as_it_was() -> None:
+    reply = Reply.from_bytes(REPLY.to_bytes())
+    assert reply is not None
+    assert (list(reply.hashes), list(reply.tokens), reply.shard) == (HASHES, TOKENS, 7)
+    assert reply.vectors.tolist() == VECTORS.tolist()
+
+
+@given(st.data())
+def test_a_reply_with_any_part_missing_or_changed_is_none(data: st.DataObject) -> None:
+    content = REPLY.to_bytes()
+    cut = data.draw(st.integers(0, len(content) - 1))
+    assert Reply.from_bytes(content[:cut]) is None
+    spoiled = bytearray(content)
+    spoiled[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    assert Reply.from_bytes(bytes(spoiled)) is None
+    assert Reply.from_bytes(content + data.draw(st.binary(min_size=1, max_size=9))) is None
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_reply_are_none(content: bytes) -> None:
+    assert Reply.from_bytes(content) is None
+
+
+# scratch
+
+
+def test_a_process_has_one_folder_under_a_root_and_another_under_another(tmp_path: Path) -> None:
+    first = process_folder(tmp_path / "one")
+    assert process_folder(tmp_path / "one") == first
+    assert process_folder(tmp_path / "two") != first
+    assert first.is_dir()
+
+
+def test_the_folder_of_a_process_goes_with_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from blocks.scratch import process_folder\n"
+        "folder = process_folder(Path(sys.argv[1])); (folder / 'file').write_text('x'); print(folder)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip().startswith(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sweeping_leaves_living_processes_other_machines_and_strangers_alone(tmp_path: Path) -> None:
+    mine = process_folder(tmp_path)
+    (tmp_path / "elsewhere-17-0123abcd").mkdir()
+    (tmp_path / "elsewhere-17-0123abcd.lock").touch()
+    (tmp_path / "notes").mkdir()
+    dead = tmp_path / mine.name.replace(str(os.getpid()), "1")
+    dead.mkdir()
+    dead.with_suffix(".lock").touch()
+    assert sweep(tmp_path) == 1
+    assert not dead.exists()
+    assert not dead.with_suffix(".lock").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        mine.name,
+        f"{mine.name}.lock",
+        "elsewhere-17-0123abcd",
+        "elsewhere-17-0123abcd.lock",
+        "notes",
+    }
+
+
+def test_a_machine_where_the_scratch_folder_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TerminalError, match=r"Each machine with a worker.*CRYPTIQUE_HOME"):
+        process_folder(tmp_path / "file" / "scratch")
+
+
+# a folder that machines share
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> SharedFolder:
+    (tmp_path / "mounted").mkdir()
+    return SharedFolder(tmp_path / "mounted")
+
+
+def test_a_shared_object_comes_back_and_is_replaced_whole(shared: SharedFolder, tmp_path: Path) -> None:
+    assert shared.get("a/b") is None
+    assert shared.download("a/b", tmp_path / "down") is None
+    shared.put("a/b", b"first")
+    (tmp_path / "up").write_bytes(b"second")
+    shared.put("a/b", tmp_path / "up")
+    assert shared.get("a/b") == b"second"
+    assert shared.download("a/b", tmp_path / "down") == (6, zlib.crc32(b"second"))
+    assert (tmp_path / "down").read_bytes() == b"second"
+    assert [path.name for path in (shared.root / "a").iterdir()] == ["b"]
+
+
+def test_names_that_begin_so_are_listed_and_deleted_and_no_others(shared: SharedFolder) -> None:
+    for name in ("run/000001.rows", "run/000001.chunks", "run/000011.rows", "run/paid/000001/x", "run2/000001.rows"):
+        shared.put(name, b"12")
+    (shared.root / "run" / "000001.rows.0123.partial").touch()  # whoever wrote it was killed
+    assert [found.name for found in shared.list_objects("run/000001.")] == ["run/000001.chunks", "run/000001.rows"]
+    assert [found.size_bytes for found in shared.list_objects("run/paid/000001/")] == [2]
+    assert shared.list_folders() == ["run", "run2"]
+    shared.delete_under("run/000001.")
+    shared.delete_under("run/paid/000001/")
+    assert sorted(path.name for path in (shared.root / "run").iterdir()) == ["000011.rows"]
+    shared.delete_under("run/")
+    assert shared.list_folders() == ["run2"]
+    shared.delete_under("nothing/")
+
+
+def test_writers_and_deleters_at_once_do_not_trip_over_each_other(shared: SharedFolder) -> None:
+    stop = threading.Event()
+
+    def delete() -> None:
+        while not stop.is_set():
+            shared.delete_under("run/paid/000001/")
+
+    deleter = threading.Thread(target=delete)
+    deleter.start()
+    try:
+        for number in range(200):
+            shared.put(f"run/paid/{number % 2:06d}/{number}", b"x")
+    finally:
+        stop.set()
+        deleter.join(60)
+    assert len(list(shared.list_objects("run/paid/000000/"))) == 100
+
+
+@pytest.mark.parametrize("passing", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT], ids=errno.errorcode.get)
+def test_a_server_that_is_away_for_a_moment_is_for_the_retry(
+    shared: SharedFolder, monkeypatch: pytest.MonkeyPatch, passing: int
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(passing, os.strerror(passing))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(TransientError, match=os.strerror(passing)):
+        shared.put("name", b"x")
+    assert list(shared.root.iterdir()) == []
+
+
+def test_a_full_shared_folder_is_a_persons_task(shared: SharedFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(TerminalError, match=r"No space left.*Free space"):
+        shared.put("name", b"x")
+
+
+def test_a_shared_folder_that_serves_keeps_nothing_of_the_check(shared: SharedFolder) -> None:
+    assert str(shared.root) in shared.check()
+    assert list(shared.root.iterdir()) == []

@@ -1,0 +1,51 @@
+"""Where machines share files: whole objects under names, in a bucket or in a folder that all of them mount."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tasks.domain.errors import PipelineError
+
+#: How much of a file is in memory while it is copied.
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object as a listing shows it; ``modified_s`` is in seconds since 1970, by the store's own clock."""
+
+    name: str
+    size_bytes: int
+    modified_s: float
+
+
+class ObjectDamagedError(PipelineError):
+    """The object that came is not the one that was stored."""
+
+
+class ObjectStore(Protocol):
+    """What S3 and a mounted folder have in common. Names are relative, with ``/`` between their parts.
+
+    Objects appear whole or not at all. Failures are ``TransientError`` or ``TerminalError``; what isn't there is None.
+    """
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Store an object, or the content of a file; one of the same name is replaced."""
+
+    def get(self, name: str) -> bytes | None:
+        """Return an object whole, or None. Raises ``ObjectDamagedError`` where the store can tell."""
+
+    def download(self, name: str, path: Path) -> tuple[int, int] | None:
+        """Write an object to a file and return its size and CRC32 as they came, or None. Memory stays flat."""
+
+    def list_objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield the objects whose name begins so."""
+
+    def list_folders(self) -> list[str]:
+        """Return the first parts of all names that have several."""
+
+    def delete_under(self, prefix: str) -> None:
+        """Delete all objects whose name begins so. Safe to repeat."""
