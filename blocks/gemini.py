@@ -12,13 +12,23 @@ import threading
 import urllib.parse
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Literal
 
 from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr
 
-from tasks.domain.errors import PipelineError, RecordError, TerminalError, TransientError
+from tasks.domain.errors import (
+    NotSentError,
+    PipelineError,
+    QuotaSpentError,
+    RecordError,
+    TerminalError,
+    ThrottledError,
+    TransientError,
+)
+from tasks.domain.quotas import quota_day
 from tasks.domain.vectors import EmbedderFacts, Matrix, checked_vectors
 
 Task = Literal["RETRIEVAL_DOCUMENT", "RETRIEVAL_QUERY"]
@@ -66,9 +76,10 @@ class GeminiEmbedder(Block):
     """Gemini as an ``Embedder``: the key, the model and the limits of one Google project.
 
     Errors are the same for both clients. ``RecordError("embedding_refused")``: the service refuses a text;
-    the caller halves the batch to find it. ``TransientError``: asked too fast, no answer, or a broken answer;
-    the task retry asks again. ``TerminalError``: key, model or daily quota; a person acts. None of them holds
-    the key, or has a cause that does.
+    the caller halves the batch to find it. ``TransientError``: no answer, or a broken one; the task retry asks
+    again. Of these ``ThrottledError`` (asked too fast) and ``NotSentError`` (no connection) cost nothing.
+    ``QuotaSpentError``: the day's quota is used up; tomorrow it works. ``TerminalError``: key or model; a person
+    acts. None of them holds the key, or has a cause that does.
     """
 
     _block_type_name = "Gemini embedder"
@@ -108,6 +119,18 @@ class GeminiEmbedder(Block):
         ge=1,
         description="The project's quota of tokens a minute; none means that there is none.",
     )
+    texts_per_day: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many texts all runs together may embed a day, which ends at midnight Pacific time; none "
+        "means that there is no such limit.",
+    )
+    usd_per_day: float | None = Field(
+        default=None,
+        gt=0,
+        description="How many dollars all runs together may spend a day, at the list price; none means that there "
+        "is no such limit.",
+    )
     timeout_seconds: float = Field(
         default=60.0,
         gt=0,
@@ -137,6 +160,8 @@ class GeminiEmbedder(Block):
             max_tokens_per_request=MAX_TOKENS_PER_REQUEST,
             texts_per_minute=self.texts_per_minute,
             tokens_per_minute=self.tokens_per_minute,
+            texts_per_day=self.texts_per_day,
+            usd_per_day=self.usd_per_day,
             usd_per_million_tokens=USD_PER_MILLION_TOKENS.get(self.model, max(USD_PER_MILLION_TOKENS.values())),
         )
 
@@ -330,12 +355,28 @@ def _in_our_words(error: Exception, *, texts: Sequence[str], embedder: GeminiEmb
     # Names, not classes: google-genai raises httpx2's errors (or httpx's, by an environment variable),
     # google-generativeai those of requests and google.auth, and none of these need be imported here.
     family = {f"{ancestor.__module__.split('.')[0]}.{ancestor.__name__}" for ancestor in type(error).__mro__}
+    if _never_sent(error):
+        return NotSentError(f"the connection to Gemini failed before anything was sent ({kind}: {reason})")
     if family & {"httpx.TimeoutException", "httpx2.TimeoutException", "requests.Timeout"}:
         return TransientError(f"Gemini gave no answer within {embedder.timeout_seconds:g} s ({kind})")
     network = {"httpx.TransportError", "httpx2.TransportError", "google.TransportError", "builtins.OSError"}
     if family & network:
         return TransientError(f"the connection to Gemini failed or was dropped ({kind}: {reason})")
     return TransientError(f"Gemini's answer can't be read ({kind}: {reason})")
+
+
+def _never_sent(error: BaseException) -> bool:
+    """Return whether no connection was made. The clients wrap the error that says so in several of their own."""
+    names = {"ConnectError", "ConnectTimeout", "NewConnectionError", "ConnectTimeoutError", "NameResolutionError"}
+    one: BaseException | None = error
+    for _ in range(10):
+        if one is None:
+            return False
+        if names.intersection(ancestor.__name__ for ancestor in type(one).__mro__):
+            return True
+        inner = next((part for part in one.args if isinstance(part, BaseException)), None)
+        one = one.__cause__ or one.__context__ or inner
+    return False
 
 
 def _status_and_body(error: Exception) -> tuple[int, Any] | None:
@@ -406,9 +447,11 @@ def _for_quota(details: Sequence[Mapping[str, Any]], *, message: str, quoted: st
             )
         if "PerDay" in quota:
             size = f" of {limit}" if limit else ""
-            return TerminalError(
-                f"Gemini's daily quota {quota}{size} is used up. It resets at midnight Pacific time; running "
-                f"the same command again then resumes where this run stopped."
+            until = quota_day(datetime.now(UTC)).ends
+            return QuotaSpentError(
+                f"Gemini's daily quota {quota}{size} is used up. It resets at midnight Pacific time "
+                f"({until:%Y-%m-%d %H:%M} UTC).",
+                until,
             )
     if re.search(r"\blimit: 0\b(?!\.)", message):
         return TerminalError(
@@ -416,7 +459,7 @@ def _for_quota(details: Sequence[Mapping[str, Any]], *, message: str, quoted: st
             f"raised. ({quoted})"
         )
     quotas = ", ".join(str(violation.get("quotaId")) for violation in violations) or "not named"
-    return TransientError(
+    return ThrottledError(
         f"Gemini's quota a minute is used up for the moment (429, quota: {quotas}; {quoted})",
         retry_after_seconds=_retry_after_seconds(details),
     )

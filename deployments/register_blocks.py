@@ -12,12 +12,15 @@ from pydantic import SecretStr
 
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
+from blocks.quota import make_limits
+from blocks.s3 import S3Bucket
 from blocks.shards import ShardStore
 from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from deployments.settings import Settings
 from flows.blocks import ALERTS, GEMINI, LOCAL, SHARDS, SOURCE, VECTORS, PipelineEmbedder
+from tasks.domain.quotas import Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,31 @@ def make_blocks(settings: Settings, *, embedded_uri: str | None = None) -> Pipel
             embedder=settings.embedder,
             vector_form=settings.cryptique_vector_form,
         ),
-        shards=ShardStore(folder=settings.home / "shards"),
+        shards=_shards(settings),
         local=LocalEmbedder(),
         gemini=None if settings.gemini_api_key is None else _gemini(settings, settings.gemini_api_key),
         alerts=None
         if settings.slack_webhook_url is None
         else SlackNotifier(url=settings.slack_webhook_url, kind=settings.cryptique_alert_webhook_kind),
     )
+
+
+def _shards(settings: Settings) -> ShardStore:
+    place = settings.shards_bucket
+    bucket = None
+    keys = (settings.cryptique_s3_access_key, settings.cryptique_s3_secret_key)
+    if None in keys:  # one alone is a problem that the settings tell
+        keys = (None, None)
+    if place is not None:
+        bucket = S3Bucket(
+            bucket=place[0],
+            prefix=place[1],
+            endpoint=settings.cryptique_s3_endpoint,
+            region=settings.cryptique_s3_region,
+            access_key=keys[0],
+            secret_key=keys[1],
+        )
+    return ShardStore(folder=settings.shards_folder, shared=settings.shared_shards, bucket=bucket)
 
 
 def _gemini(settings: Settings, api_key: SecretStr) -> GeminiEmbedder:
@@ -78,17 +99,25 @@ def _gemini(settings: Settings, api_key: SecretStr) -> GeminiEmbedder:
         client=settings.cryptique_gemini_client,
         texts_per_minute=settings.cryptique_gemini_texts_per_minute,
         tokens_per_minute=settings.cryptique_gemini_tokens_per_minute,
+        texts_per_day=settings.cryptique_gemini_texts_per_day,
+        usd_per_day=settings.cryptique_gemini_usd_per_day,
         concurrency=settings.cryptique_gemini_concurrency,
     )
 
 
 def register_blocks(settings: Settings, *, embedded_uri: str | None = None) -> list[str]:
-    """Save the blocks, encrypted, with the Prefect server in use; return their names. A second call overwrites."""
+    """Save the blocks, encrypted, and Gemini's quota as limits, with the Prefect server in use; return all names.
+
+    A second call overwrites.
+    """
+    blocks = make_blocks(settings, embedded_uri=embedded_uri)
+    # Before the block that needs them: a run that starts meanwhile finds both.
+    limits = [] if blocks.gemini is None else make_limits(Quota.of(blocks.gemini.facts))
     saved = []
-    for name, block in make_blocks(settings, embedded_uri=embedded_uri).by_name().items():
+    for name, block in blocks.by_name().items():
         block.save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
         saved.append(f"{block.get_block_type_slug()}/{name}")
-    return saved
+    return saved + [f"global-concurrency-limit/{name}" for name in limits]
 
 
 def protect_home(home: Path) -> None:

@@ -6,6 +6,7 @@ The names are the public interface. ``.env.example`` is written from this model 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from tasks.domain.rows import VectorForm
 
 EmbedderName = Literal["gemini", "local"]
 DEMO_DATABASE = "cryptique_demo"
+_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class Settings(BaseSettings):
@@ -88,6 +90,19 @@ class Settings(BaseSettings):
     cryptique_gemini_tokens_per_minute: int = Field(
         default=1_000_000, ge=1, description="Your project's quota of tokens a minute; tier 1 has 1,000,000."
     )
+    cryptique_gemini_texts_per_day: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many texts all runs together may embed a day; the day ends at midnight Pacific time. The free "
+        "tier has 1,000. Unset: no limit of ours.",
+    )
+    cryptique_gemini_usd_per_day: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="How many dollars all runs together may spend on embeddings a day, at Gemini's list price. Unset: "
+        "no limit of ours.",
+    )
     cryptique_gemini_concurrency: int = Field(default=4, ge=1, le=64, description="Requests in flight per process.")
     slack_webhook_url: SecretStr | None = Field(
         default=None,
@@ -100,6 +115,29 @@ class Settings(BaseSettings):
     cryptique_home: Path = Field(
         default=Path(".cryptique"),
         description="Folder for shard files, the embedded mongod and the local Prefect server.",
+    )
+    cryptique_shards: str | None = Field(
+        default=None,
+        description="Where stages hand over and paid texts are kept. Unset: under CRYPTIQUE_HOME. A folder of this "
+        "machine; shared:/folder, which several machines mount; or s3://bucket/prefix. Workers on several machines "
+        "need one of the last two.",
+        examples=["s3://bucket/prefix"],
+    )
+    cryptique_s3_endpoint: str | None = Field(
+        default=None,
+        description="Address of an S3-compatible server. Unset: AWS.",
+        examples=["https://s3.example:9000"],
+    )
+    cryptique_s3_region: str | None = Field(
+        default=None, description="Region of the bucket. Unset: what boto3 finds.", examples=["eu-central-1"]
+    )
+    cryptique_s3_access_key: SecretStr | None = Field(
+        default=None,
+        description="Access key of S3. Unset, with its secret: what boto3 finds on each machine, such as a role.",
+        examples=["your-access-key"],
+    )
+    cryptique_s3_secret_key: SecretStr | None = Field(
+        default=None, description="The access key's secret.", examples=["your-secret-key"]
     )
     prefect_api_url: str | None = Field(
         default=None,
@@ -128,7 +166,7 @@ class Settings(BaseSettings):
             raise ValueError("must be an address such as https://hooks.slack.com/services/...") from None
         return url
 
-    @field_validator("gemini_base_url", "prefect_api_url")
+    @field_validator("gemini_base_url", "prefect_api_url", "cryptique_s3_endpoint")
     @classmethod
     def _require_http(cls, url: str | None) -> str | None:
         if url is None:
@@ -142,6 +180,25 @@ class Settings(BaseSettings):
         if parts.username is not None or parts.password is not None:
             raise ValueError("must not hold a user or a password: addresses are shown in logs")
         return url.rstrip("/")
+
+    @field_validator("cryptique_shards")
+    @classmethod
+    def _require_shards_place(cls, place: str | None) -> str | None:
+        if place is None:
+            return None
+        scheme, colon, rest = place.partition(":")
+        if place.startswith("s3://"):
+            bucket, _, prefix = place.removeprefix("s3://").partition("/")
+            if not _BUCKET_NAME.fullmatch(bucket):
+                raise ValueError("s3://bucket/prefix: a bucket's name has 3 to 63 of a-z 0-9 . -")
+            if any(part in ("", ".", "..") for part in prefix.strip("/").split("/")) and prefix.strip("/"):
+                raise ValueError("s3://bucket/prefix: no part of the prefix may be empty, . or ..")
+        elif scheme == "shared":
+            if not Path(rest).is_absolute():
+                raise ValueError("shared:/folder needs the whole path, the same on every machine")
+        elif colon:
+            raise ValueError("must be a folder, shared:/folder or s3://bucket/prefix")
+        return place
 
     @field_validator("cryptique_source_database", "cryptique_vectors_database")
     @classmethod
@@ -163,7 +220,28 @@ class Settings(BaseSettings):
     @property
     def home(self) -> Path:
         """Return the home folder, absolute: workers run elsewhere."""
-        return self.cryptique_home.expanduser().absolute()
+        return _absolute(self.cryptique_home)
+
+    @property
+    def shards_bucket(self) -> tuple[str, str] | None:
+        """Return the bucket and the prefix where shard files lie, or None where they lie in a folder."""
+        if self.cryptique_shards is None or not self.cryptique_shards.startswith("s3://"):
+            return None
+        bucket, _, prefix = self.cryptique_shards.removeprefix("s3://").partition("/")
+        return bucket, prefix.strip("/")
+
+    @property
+    def shared_shards(self) -> Path | None:
+        """Return the folder that several machines mount, or None."""
+        place = self.cryptique_shards or ""
+        return Path(place.removeprefix("shared:")) if place.startswith("shared:") else None
+
+    @property
+    def shards_folder(self) -> Path:
+        """Return this machine's folder for shard files, or, where they are shared, for its copies of them; absolute."""
+        if self.shards_bucket is not None or self.shared_shards is not None:
+            return self.home / "scratch"
+        return self.home / "shards" if self.cryptique_shards is None else _absolute(Path(self.cryptique_shards))
 
     @property
     def embedded(self) -> bool:
@@ -179,11 +257,24 @@ class Settings(BaseSettings):
             )
         if self.cryptique_vectors_uri is not None and self.cryptique_source_uri is None:
             found.append("CRYPTIQUE_VECTORS_URI is set, but CRYPTIQUE_SOURCE_URI is not: set both, or neither")
+        if (self.cryptique_s3_access_key is None) != (self.cryptique_s3_secret_key is None):
+            found.append("CRYPTIQUE_S3_ACCESS_KEY and CRYPTIQUE_S3_SECRET_KEY go together: set both, or neither")
+        if self.cryptique_shards is not None and not _is_writable(self.shards_folder):
+            found.append(f"CRYPTIQUE_SHARDS {self.cryptique_shards} is no folder that can be written to")
         if self.home.exists() and not self.home.is_dir():
             found.append(f"CRYPTIQUE_HOME {self.cryptique_home} is not a folder")
         elif not os.access(_nearest_existing(self.home), os.W_OK):
             found.append(f"CRYPTIQUE_HOME {self.cryptique_home} can't be written to")
         return found
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _is_writable(folder: Path) -> bool:
+    nearest = _nearest_existing(folder)
+    return nearest.is_dir() and os.access(nearest, os.W_OK)
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,15 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from blocks.shards import PaidTexts, ShardStore
 from tasks.domain.dead_letters import DeadLetter
-from tasks.domain.errors import RecordError, TransientError
+from tasks.domain.errors import (
+    NotSentError,
+    QuotaSpentError,
+    RecordError,
+    StoppedError,
+    ThrottledError,
+    TransientError,
+)
+from tasks.domain.quotas import Gate
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
@@ -37,12 +47,22 @@ class _Text:
 
 
 @task(name="embed", task_run_name="embed {shard.number}", **STAGE)
-def embed_shard(run: Run, shard: Shard, store: ShardStore, embedder: Embedder, concurrency: int) -> Shard:
+def embed_shard(
+    run: Run,
+    shard: Shard,
+    store: ShardStore,
+    embedder: Embedder,
+    concurrency: int,
+    gate: Gate | None = None,
+    stop: threading.Event | None = None,
+) -> Shard:
     """Return the shard with its vectors' file; chunks whose text the embedder refuses become dead letters.
 
-    ``concurrency`` requests are under way at once. Every reply is kept at once, so a repeat asks only for what is
-    missing. Raises ``TransientError`` when texts are left after the retries, ``TerminalError`` at once.
+    ``concurrency`` requests are under way at once, each let through by the ``gate``. Every reply is kept at once, so
+    a repeat asks only for what is missing. Raises ``TransientError`` when texts are left after the retries,
+    ``TerminalError``, ``QuotaSpentError`` and ``BudgetSpentError`` at once, ``StoppedError`` once ``stop`` is set.
     """
+    service = _Service(embedder, gate, stop or threading.Event())
     chunks = store.read_table(shard.rows)
     texts = list(_texts_to_embed(chunks))
     reasons: dict[bytes, RecordError] = {}
@@ -64,7 +84,7 @@ def embed_shard(run: Run, shard: Shard, store: ShardStore, embedder: Embedder, c
                 if again:
                     raise TransientError(f"{len(again)} vectors that were just kept can't be read again")
                 asked |= claimed
-                reasons.update(_embed(todo, embedder, paid, shard.number, concurrency))
+                reasons.update(_embed(todo, service, paid, shard.number, concurrency))
             finally:
                 paid.release(mine)
             paid.wait(others)
@@ -100,23 +120,77 @@ def _texts_to_embed(chunks: pa.Table) -> Iterator[_Text]:
             yield _Text(key, text, tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """The embedder behind its gate: every attempt is counted, and what was refused without cost is not."""
+
+    embedder: Embedder
+    gate: Gate | None
+    stop: threading.Event
+
+    def batches(self, texts: Sequence[_Text]) -> list[Sequence[_Text]]:
+        """Return the texts in order, in batches that the embedder takes and the gate lets through."""
+        facts, gate = self.embedder.facts, self.gate
+        tokens = [most for most in (facts.max_tokens_per_request, gate.max_tokens if gate else None) if most]
+        packed = pack_batches(
+            [text.tokens for text in texts],
+            max_texts=min(facts.max_texts_per_request, (gate.max_texts if gate else None) or len(texts)),
+            max_tokens=min(tokens, default=None),
+        )
+        return [texts[part] for part in packed]
+
+    def embed(self, batch: Sequence[_Text]) -> Matrix:
+        """Return the vectors of one request, tried again while it may help. Errors as in ``embed_shard``."""
+        vectors: Matrix = Retrying(
+            stop=stop_after_attempt(1 + DEFAULT_RETRIES),
+            wait=partial(_wait_s, gated=self.gate is not None),
+            retry=retry_if_exception_type(TransientError),
+            sleep=self._sleep,
+            reraise=True,
+        )(self._attempt, batch)
+        return vectors
+
+    def _attempt(self, batch: Sequence[_Text]) -> Matrix:
+        if self.stop.is_set():
+            raise StoppedError
+        texts, gate = [text.text for text in batch], self.gate
+        if gate is None:
+            return self.embedder.embed_documents(texts)
+        tokens = sum(text.tokens for text in batch)
+        gate.occupy(len(texts), tokens)
+        try:
+            return self.embedder.embed_documents(texts)
+        except ThrottledError as error:
+            gate.give_back(len(texts), tokens)
+            if error.retry_after_seconds is not None:
+                gate.hold_back(error.retry_after_seconds)
+            raise
+        except NotSentError:
+            gate.give_back(len(texts), tokens)
+            raise
+        except QuotaSpentError as error:
+            gate.give_back(len(texts), tokens)
+            gate.close_for_the_day(str(error))
+            raise
+        except RecordError:
+            # Google charges nothing for a request that it answers with 400, but counts it against the quota.
+            gate.give_back(0, tokens)
+            raise
+
+    def _sleep(self, seconds: float) -> None:
+        if self.stop.wait(seconds):
+            raise StoppedError
+
+
 def _embed(
-    texts: Sequence[_Text], embedder: Embedder, paid: PaidTexts, shard: int, concurrency: int
+    texts: Sequence[_Text], service: _Service, paid: PaidTexts, shard: int, concurrency: int
 ) -> dict[bytes, RecordError]:
     """Embed and keep all texts; return those that the embedder refuses, with its reason."""
-    facts = embedder.facts
-    batches = [
-        texts[part]
-        for part in pack_batches(
-            [text.tokens for text in texts],
-            max_texts=facts.max_texts_per_request,
-            max_tokens=facts.max_tokens_per_request,
-        )
-    ]
+    batches = service.batches(texts)
     reasons: dict[bytes, RecordError] = {}
     failures: list[TransientError] = []
     with ThreadPoolExecutor(max_workers=max(1, concurrency), thread_name_prefix="embed") as pool:
-        futures = [pool.submit(_embed_batch, batch, embedder, paid, shard) for batch in batches]
+        futures = [pool.submit(_embed_batch, batch, service, paid, shard) for batch in batches]
         try:
             for future in as_completed(futures):
                 try:
@@ -135,35 +209,29 @@ def _embed(
     return reasons
 
 
-def _embed_batch(batch: Sequence[_Text], embedder: Embedder, paid: PaidTexts, shard: int) -> dict[bytes, RecordError]:
+def _embed_batch(batch: Sequence[_Text], service: _Service, paid: PaidTexts, shard: int) -> dict[bytes, RecordError]:
     """Embed and keep one request's texts. If the service refuses it, halve it until the refused texts stand alone."""
     try:
-        vectors = _retrying()(embedder.embed_documents, [text.text for text in batch])
+        vectors = service.embed(batch)
     except RecordError as error:
         if len(batch) == 1:
             return {batch[0].hash: error}
         middle = len(batch) // 2
-        return _embed_batch(batch[:middle], embedder, paid, shard) | _embed_batch(batch[middle:], embedder, paid, shard)
+        return _embed_batch(batch[:middle], service, paid, shard) | _embed_batch(batch[middle:], service, paid, shard)
     paid.keep([text.hash for text in batch], vectors, tokens=[text.tokens for text in batch], shard=shard)
     return {}
 
 
-def _retrying() -> Retrying:
-    return Retrying(
-        stop=stop_after_attempt(1 + DEFAULT_RETRIES),
-        wait=_wait_s,
-        retry=retry_if_exception_type(TransientError),
-        reraise=True,
-    )
+def _wait_s(state: RetryCallState, *, gated: bool) -> float:
+    """Return what the service asked for, else exponential backoff; both with jitter, so that requests spread.
 
-
-def _wait_s(state: RetryCallState) -> float:
-    """Return what the service asked for, else exponential backoff; both with jitter, so that requests spread."""
+    What it asked for is waited for at the gate, where there is one, by all alike.
+    """
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after_seconds if isinstance(error, TransientError) else None
     jitter = random.uniform(1.0, 1.5)
     if asked is not None:
-        return min(asked, _LONGEST_WAIT_S) * jitter
+        return 0.0 if gated and isinstance(error, ThrottledError) else min(asked, _LONGEST_WAIT_S) * jitter
     backoff: float = _FIRST_WAIT_S * 2 ** (state.attempt_number - 1)
     return min(backoff, _LONGEST_WAIT_S) * jitter
 

@@ -3,11 +3,14 @@
 ``RecordError``     one record is refused; the run goes on.      -> dead letters
 ``TransientError``  the same call may work in a moment.          -> task retry
 ``TerminalError``   nothing will work until somebody acts.       -> the run fails, the message says what to do
+``QuotaSpentError``, ``BudgetSpentError``, ``StoppedError``         -> the run pauses, and goes on where it was
 
 No message may hold a secret: what is raised here ends in logs, run states and Slack.
 """
 
 from __future__ import annotations
+
+from datetime import datetime
 
 
 class PipelineError(Exception):
@@ -41,6 +44,14 @@ class TransientError(PipelineError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class ThrottledError(TransientError):
+    """The service was asked too fast and refused: nothing was done, and nothing is owed."""
+
+
+class NotSentError(TransientError):
+    """No connection was made: the request never left, and nothing is owed."""
+
+
 class TerminalError(PipelineError):
     """Nothing will work until a person acts; the message says how."""
 
@@ -51,6 +62,36 @@ class InputError(TerminalError):
 
 class WorkTakenError(TerminalError):
     """Another run is at the same work right now."""
+
+
+class QuotaSpentError(PipelineError):
+    """The day's quota of texts or dollars has no room; the same call works from ``until`` on, a moment in UTC."""
+
+    def __init__(self, message: str, until: datetime) -> None:
+        super().__init__(message)
+        self.until = until
+
+    def __reduce__(self) -> tuple[type[QuotaSpentError], tuple[str, datetime]]:
+        return (type(self), (str(self), self.until))
+
+
+class BudgetSpentError(PipelineError):
+    """What is left of the run's budget does not pay for the next request; a person allows more, or leaves it."""
+
+    def __init__(self, spent_usd: float, budget_usd: float) -> None:
+        super().__init__(f"${spent_usd:.4f} of the run's budget of ${budget_usd:.4f} is spent.")
+        self.spent_usd = spent_usd
+        self.budget_usd = budget_usd
+
+    def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[float, float]]:
+        return (type(self), (self.spent_usd, self.budget_usd))
+
+
+class StoppedError(PipelineError):
+    """The run was asked to stop, and did so between two requests: what arrived is kept."""
+
+    def __init__(self, message: str = "the run was asked to stop") -> None:
+        super().__init__(message)
 
 
 class HistoryLostError(PipelineError):

@@ -33,6 +33,8 @@ class EmbedderFacts:
     max_tokens_per_request: int | None = None
     texts_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    texts_per_day: int | None = None
+    usd_per_day: float | None = None
     usd_per_million_tokens: float = 0.0
 
 
@@ -50,7 +52,8 @@ class Embedder(Protocol):
 
         At most ``facts.max_texts_per_request`` texts. Raises ``RecordError`` if the service refuses a text for
         what it says (the caller then halves the batch to find it), ``TransientError`` if the call may work
-        later, ``TerminalError`` if it never will (key, model, quota set to zero).
+        later (``ThrottledError`` and ``NotSentError`` where it cost nothing), ``QuotaSpentError`` if it will on
+        another day, ``TerminalError`` if it never will (key, model, quota set to zero).
         """
         ...
 

@@ -3,7 +3,8 @@
 It speaks what both Python clients send: ``POST /v1beta/models/{model}:batchEmbedContents`` and
 ``:embedContent``, camelCase JSON, the key in ``x-goog-api-key``, task types as names or as numbers. Its
 vectors are a function of text, model and dimensions and are not of length 1, as the real service's at 1536.
-It does not enforce token limits or quotas: a 429 comes from the fault plan.
+It enforces quotas where it is given some; else a 429 comes from the fault plan. Token limits of a request are not
+enforced.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import random
 import socket
 import struct
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -70,6 +72,69 @@ class Request:
     user_agent: str
 
 
+@dataclass
+class EnforcedQuota:
+    """A project's quota as the service keeps it: over a window that slides, texts counted one by one.
+
+    A request that does not fit is refused whole, uses nothing up, and is told when it would fit. ``texts_per_day``
+    holds for the server's life. Token counts are the server's own: a token for every four characters.
+    """
+
+    texts_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    texts_per_day: int | None = None
+    window_seconds: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+
+    accepted_requests: int = 0
+    refused_requests: int = 0
+    accepted_texts: int = 0
+    refused_texts: int = 0
+    #: (when, texts, tokens) of what was accepted and is still within the window.
+    _recent: deque[tuple[float, int, int]] = field(default_factory=deque)
+
+    def refusal(self, texts: Sequence[str]) -> tuple[str, int, float] | None:
+        """Return the quota's id, its size and the wait in seconds of a request that is refused; else count it."""
+        now, tokens = self.clock(), sum(map(count_tokens, texts))
+        while self._recent and self._recent[0][0] <= now - self.window_seconds:
+            self._recent.popleft()
+        refusal = self._find_refusal(now, len(texts), tokens)
+        if refusal is not None:
+            self.refused_requests += 1
+            self.refused_texts += len(texts)
+            return refusal
+        self._recent.append((now, len(texts), tokens))
+        self.accepted_requests += 1
+        self.accepted_texts += len(texts)
+        return None
+
+    def _find_refusal(self, now: float, texts: int, tokens: int) -> tuple[str, int, float] | None:
+        if self.texts_per_day is not None and self.accepted_texts + texts > self.texts_per_day:
+            return "EmbedContentRequestsPerDayPerProjectPerModel", self.texts_per_day, 3_600.0
+        for name, limit, wanted, place in (
+            ("EmbedContentRequestsPerMinutePerProjectPerModel", self.texts_per_minute, texts, 1),
+            ("EmbedContentInputTokensPerMinutePerProjectPerModel", self.tokens_per_minute, tokens, 2),
+        ):
+            if limit is None:
+                continue
+            over = sum(row[place] for row in self._recent) + wanted - limit
+            if over <= 0:
+                continue
+            wait = self.window_seconds
+            for row in self._recent:
+                over -= row[place]
+                if over <= 0:
+                    wait = row[0] + self.window_seconds - now
+                    break
+            return name, limit, wait
+        return None
+
+
+def count_tokens(text: str) -> int:
+    """Return the tokens of a text as this server counts them."""
+    return max(1, len(text) // 4)
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
@@ -91,7 +156,8 @@ class LoopbackGemini:
     answered well) or as a function; else each request fails with ``fault_probability``, as one of
     ``fault_kinds``, decided by ``seed`` and its index. ``refused_texts`` are answered 400, as is every batch
     that holds one. ``retry_delay_seconds`` is what a 429 asks for; ``latency_seconds`` passes before every
-    good answer, ``slow_seconds`` before one with the fault "slow".
+    good answer, ``slow_seconds`` before one with the fault "slow". ``quota`` is enforced on what the fault plan
+    lets through.
     """
 
     def __init__(
@@ -107,6 +173,7 @@ class LoopbackGemini:
         retry_delay_seconds: float = 0.05,
         latency_seconds: float = 0.0,
         slow_seconds: float = 1.0,
+        quota: EnforcedQuota | None = None,
     ) -> None:
         named = [fault for fault in faults if fault] if not callable(faults) else []
         unknown = {*named, *fault_kinds} - set(FAULTS)
@@ -122,6 +189,7 @@ class LoopbackGemini:
         self.retry_delay_seconds = retry_delay_seconds
         self.latency_seconds = latency_seconds
         self.slow_seconds = slow_seconds
+        self.quota = quota
 
         self.requests: list[Request] = []
         #: How often each text was embedded, and so paid for: a text sent twice counts twice.
@@ -274,6 +342,12 @@ class LoopbackGemini:
         for text in texts:
             if self._is_refused(text):
                 return _invalid(f"Request contains an invalid argument: '{text}'")
+        if self.quota is not None:
+            with self._lock:
+                over = self.quota.refusal(texts)
+            if over is not None:
+                quota_id, limit, wait = over
+                return _quota_used_up(quota_id, limit, model, round(wait, 3))
         self._stopped.wait(self.slow_seconds if fault == "slow" else self.latency_seconds)
 
         vectors = [

@@ -1,0 +1,1 @@
+"""Measurements of what the pipeline promises, each a command: ``python -m benchmarks.quota``."""
