@@ -49,6 +49,9 @@ lock: $(READY)
 		--no-emit-index-url --no-annotate --no-header - -o requirements-uv.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header --all-extras --group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --constraint requirements.lock --extra server --extra generativeai --group build \
+		pyproject.toml -o requirements-server.lock
 
 clean:
 	@if [ -x $(BIN)/cryptique-rag ]; then $(BIN)/cryptique-rag stop; fi

@@ -9,68 +9,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
-    DeploymentFilter,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
-from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Cancelling
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import AwaitingRetry, Cancelled, Cancelling
 
-from deployments.automations import register_automations
+from deployments.bootstrap import ensure_pool, register, require_project
 from deployments.embedded import LocalServer, running_prefect_server, stop_local_servers
 from deployments.local_services import running_services, talking_to
-from deployments.register_blocks import protect_home, register_blocks
+from deployments.register_blocks import protect_home
 from deployments.settings import Settings
-from tasks.domain.errors import TerminalError
+from deployments.work_pool import POOL, PROJECT, WORKER_LIMIT, seconds_until_stopped, worker_environment
 
-POOL = "cryptique"
-#: Runs at once on this machine; each is a process of some 300 MB and more.
-WORKER_LIMIT = 3
-
-# The project's root, where prefect.yaml lies and flows run.
-_ROOT = Path(__file__).resolve().parents[1]
-# Settings lead to databases and hold keys; a flow has all that from its blocks, so a worker gets none of it.
-_PRIVATE_PREFIXES = ("CRYPTIQUE_", "GEMINI_", "GOOGLE_API_", "PREFECT_")
-_PRIVATE_NAMES = frozenset(name.upper() for name in Settings.model_fields)
-# Of a server that the user named: how to reach it, and with which credentials.
-_CLIENT_PREFIXES = ("PREFECT_API_", "PREFECT_CLIENT_", "PREFECT_HOME", "PREFECT_PROFILE")
+#: On this machine somebody waits for it: a run has a minute to end, then it is killed and handed back.
 _STOP_RUNS_SECONDS = 60.0
-# Prefect's own 10 seconds make who starts a run in the UI wait.
-_LOOK_FOR_WORK_SECONDS = 5
 _UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """A work queue: a lower ``priority`` is served first; ``concurrency_limit`` holds for all its runs together."""
-
-    name: str
-    priority: int
-    concurrency_limit: int | None = None
-
-
-#: Priority alone would let bulk work fill the worker while nothing else is due: its limit keeps one place free.
-QUEUES = (Queue("ongoing", priority=1), Queue("bulk", priority=10, concurrency_limit=WORKER_LIMIT - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +64,23 @@ def up(settings: Settings) -> Standing:
 
     Raises ``TerminalError`` with what to do; what was started by then stays, and the next call goes on from there.
     """
-    _require_project()
+    require_project()
     protect_home(settings.home)
     with running_services(settings, keep=True) as services:
         assert services.prefect_url is not None
         url = services.prefect_url
-        blocks = register_blocks(settings, embedded_uri=services.mongo_uri)
-        with get_client(sync_client=True) as client, ThreadPoolExecutor(1) as beside:
-            _ensure_pool(client)
-            deployed = beside.submit(_deploy, settings, url)  # as long as the worker's start: both at once
-            _ensure_worker(settings, url)
-            deployed.result()
-            deployments = _deployment_names(client)
-            automations = register_automations(settings)
+        with ThreadPoolExecutor(1) as beside:
+            with get_client(sync_client=True) as client:
+                ensure_pool(client)
+            started = beside.submit(_ensure_worker, settings, url)  # as long as the deployments take: both at once
+            registered = register(settings, _environment(settings, url), embedded_uri=services.mongo_uri)
+            started.result()
     return Standing(
         prefect_api_url=url,
         mongo_uri=services.mongo_uri,
-        blocks=blocks,
-        deployments=deployments,
-        automations=automations,
+        blocks=registered.blocks,
+        deployments=registered.deployments,
+        automations=registered.automations,
         worker=_worker_name(settings.home),
         logs=[str(path) for path in sorted(settings.home.glob("*/*.log"))],
     )
@@ -133,71 +99,8 @@ def down(settings: Settings) -> list[str]:
     """
     url = settings.prefect_api_url or running_prefect_server(settings.home)
     worker = _worker(settings, url or "")
-    stopped = [worker.label] if _stop_worker(settings.home, worker, url) else []
+    stopped = [worker.label] if _stop_worker(settings.home, worker, url, cancel_runs=True) else []
     return stopped + stop_local_servers(settings.home)
-
-
-def _require_project() -> None:
-    if not (_ROOT / "prefect.yaml").is_file():
-        raise TerminalError(
-            f"there is no prefect.yaml in {_ROOT}: `up` runs from a clone of the project, installed by `make setup`"
-        )
-
-
-# -- what the Prefect server is told --------------------------------------------------------------------------
-
-
-def _ensure_pool(client: SyncPrefectClient) -> None:
-    """Make the process work pool and its queues, or correct the queues; a pool that was paused stays paused."""
-    pool = _find_pool(client)
-    if pool is None:
-        from prefect.workers.process import ProcessWorker  # slow to import, and `down` needs none of it
-
-        template = ProcessWorker.get_default_base_job_template()
-        pool = client.create_work_pool(
-            WorkPoolCreate(
-                name=POOL, type="process", description="Runs flows as processes.", base_job_template=template
-            )
-        )
-    if pool.type != "process":
-        raise TerminalError(
-            f"the work pool {POOL} of this Prefect server is of type {pool.type}, not process: rename or remove it"
-        )
-    for queue in QUEUES:
-        present = {found.name: found for found in client.read_work_queues(work_pool_name=POOL)}
-        found = present.get(queue.name)
-        if found is None:
-            client.create_work_queue(
-                queue.name, priority=queue.priority, concurrency_limit=queue.concurrency_limit, work_pool_name=POOL
-            )
-        elif (found.priority, found.concurrency_limit) != (queue.priority, queue.concurrency_limit):
-            client.update_work_queue(found.id, priority=queue.priority, concurrency_limit=queue.concurrency_limit)
-
-
-def _find_pool(client: SyncPrefectClient) -> WorkPool | None:
-    try:
-        return client.read_work_pool(POOL)
-    except ObjectNotFound:
-        return None
-
-
-def _deploy(settings: Settings, url: str) -> None:
-    """Create or update all deployments of prefect.yaml; a schedule that was paused stays paused."""
-    command = [sys.executable, "-P", "-m", "prefect", "deploy", "--all", "--no-prompt"]
-    done = subprocess.run(
-        command, cwd=_ROOT, env=_environment(settings, url), capture_output=True, text=True, timeout=300, check=False
-    )
-    if done.returncode != 0:
-        said = "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-15:])
-        raise TerminalError(f"`prefect deploy --all` failed with code {done.returncode}:\n{said}")
-
-
-def _deployment_names(client: SyncPrefectClient) -> list[str]:
-    found = client.read_deployments(
-        deployment_filter=DeploymentFilter(), work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
-    )
-    flows: dict[UUID, str] = {flow_id: client.read_flow(flow_id).name for flow_id in {item.flow_id for item in found}}
-    return sorted(f"{flows[item.flow_id]}/{item.name}" for item in found)
 
 
 # -- the worker -----------------------------------------------------------------------------------------------
@@ -205,16 +108,15 @@ def _deployment_names(client: SyncPrefectClient) -> list[str]:
 
 def _worker(settings: Settings, url: str) -> LocalServer:
     """Return the worker as a local server: its port is that of its health check."""
-    folder = settings.home.resolve() / "worker"
     # -P: a file that lies in the working folder is never imported.
     command = [
-        *(sys.executable, "-P", "-m", "prefect", "worker", "start"),
-        *("--pool", POOL, "--type", "process", "--limit", str(WORKER_LIMIT)),
-        *("--name", _worker_name(settings.home), "--with-healthcheck"),
+        *(sys.executable, "-P", "-c", "from deployments.cli import main; main()", "worker"),
+        *("--name", _worker_name(settings.home), "--limit", str(WORKER_LIMIT)),
+        *("--stop-seconds", str(_STOP_RUNS_SECONDS)),
     ]
     return LocalServer(
         label="worker",
-        folder=folder,
+        folder=settings.home.resolve() / "worker",
         log_name="worker.log",
         command=lambda port: command,
         environment=lambda port: (
@@ -222,9 +124,9 @@ def _worker(settings: Settings, url: str) -> LocalServer:
             | {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
         ),
         is_ready=_is_polling,
-        instead=f"start one by hand: prefect worker start --pool {POOL}",
+        instead="start one by hand: cryptique-rag worker",
         start_timeout_seconds=120.0,
-        stop_timeout_seconds=30.0,
+        stop_timeout_seconds=float(seconds_until_stopped(_STOP_RUNS_SECONDS)),
     )
 
 
@@ -232,10 +134,10 @@ def _ensure_worker(settings: Settings, url: str) -> None:
     """Start the worker, or replace one that was started with what no longer holds."""
     worker, wanted = _worker(settings, url), _wanted(url)
     if worker.is_running() and _noted(settings.home) != wanted:
-        _stop_worker(settings.home, worker, url)
+        _stop_worker(settings.home, worker, url, cancel_runs=False)
     worker.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _note(settings.home, wanted)
-    with _interruptible_children(), worker.used(keep=True):
+    with worker.used(keep=True):
         pass
 
 
@@ -255,33 +157,16 @@ def _worker_name(home: Path) -> str:
 def _environment(settings: Settings, url: str) -> dict[str, str]:
     """Return what a worker and its flows find in their environment: no setting and no key of this project."""
     named_by_user = settings.prefect_api_url is not None
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not (name.startswith(_PRIVATE_PREFIXES) or name.upper() in _PRIVATE_NAMES)
-        or (named_by_user and name.startswith(_CLIENT_PREFIXES))
-    }
-    # A profile of the user's may name another server, and its credentials.
+    # A profile or a setting of the user's may name another server, and its credentials.
+    inherited = {name: value for name, value in os.environ.items() if named_by_user or not name.startswith("PREFECT_")}
     local = {} if named_by_user else {"PREFECT_HOME": str(settings.home.resolve() / "worker")}
-    return (
-        inherited
-        | local
-        | {
-            "PREFECT_API_URL": url,
-            "CRYPTIQUE_HOME": str(settings.home),
-            "CRYPTIQUE_ROOT": str(_ROOT),
-            "PREFECT_WORKER_QUERY_SECONDS": str(_LOOK_FOR_WORK_SECONDS),
-            # The automation that finds runs whose process died without a word waits for these.
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-            "PYTHONUNBUFFERED": "1",
-            "DO_NOT_TRACK": "1",
-        }
-    )
+    places = {"PREFECT_API_URL": url, "CRYPTIQUE_HOME": str(settings.home), "CRYPTIQUE_ROOT": str(PROJECT)}
+    return worker_environment(inherited) | local | places
 
 
 def _wanted(url: str) -> dict[str, str | int]:
     """Return what a running worker can't change any more: one that differs is replaced."""
-    return {"prefect_api_url": url, "root": str(_ROOT), "python": sys.executable, "limit": WORKER_LIMIT}
+    return {"prefect_api_url": url, "root": str(PROJECT), "python": sys.executable, "limit": WORKER_LIMIT}
 
 
 def _noted(home: Path) -> object:
@@ -295,34 +180,22 @@ def _note(home: Path, wanted: dict[str, str | int]) -> None:
     (home / "worker" / "started_with.json").write_text(json.dumps(wanted) + "\n", "utf-8")
 
 
-@contextmanager
-def _interruptible_children() -> Iterator[None]:
-    """Let SIGINT reach what is started within, also from a shell's background job, whose children ignore it.
-
-    Prefect's worker turns SIGTERM into a SIGINT to itself: one that ignores it can only be killed.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _stop_worker(home: Path, worker: LocalServer, url: str | None) -> bool:
-    """Stop the worker and its runs. Prefect's worker kills its runs when it ends, and they stay Running for ever.
-
-    So they are cancelled first, which lets them end in order, and afterwards none is left without an end.
-    """
+def _stop_worker(home: Path, worker: LocalServer, url: str | None, *, cancel_runs: bool) -> bool:
+    """Stop the worker. Its runs are cancelled, or handed back, so that the next worker goes on with them."""
     if not worker.is_running():
         return False
     if url is None:
         return worker.stop()
     name = _worker_name(home)
     with talking_to(url), get_client(sync_client=True) as client:
-        _cancel_runs(client, name)
+        if cancel_runs:
+            _cancel_runs(client, name)
         stopped = worker.stop()
+        # The worker sees to that itself, unless it had to be killed.
         for run in _runs_of(client, name):
-            client.set_flow_run_state(run.id, Cancelled(message="killed with its worker by `down`"), force=True)
+            over: State = Cancelled(message="killed with its worker by `down`")
+            again: State = AwaitingRetry(message="its worker was killed: the next one goes on with it")
+            client.set_flow_run_state(run.id, over if cancel_runs else again, force=True)
     return stopped
 
 

@@ -17,7 +17,7 @@ from pymongo.database import Database
 from deployments.embedded import _process_started
 from deployments.sample import load_sample
 from deployments.settings import DEMO_DATABASE
-from deployments.up import POOL, QUEUES
+from deployments.work_pool import POOL, QUEUES
 from tests.end_to_end.pipeline import wait_for
 from tests.end_to_end.test_cli import run
 
@@ -36,9 +36,9 @@ DONE = 0
 class Place:
     """What `up` left running, seen through the Prefect server's API."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
-        done = run(home, "up", "--json", **SETTINGS)
+        done = run(home, "up", "--json", **settings)
         assert done.returncode == DONE, done.stderr
         self.standing: Record = json.loads(done.stdout)
         self.is_left = True
@@ -79,19 +79,23 @@ class Place:
         """Return the id of the run with these parameters, created at the first call."""
         key = json.dumps([name, parameters])
         if key not in self._runs:
-            created = self.create(name, parameters)
-            assert created.is_success, created.text
-            self._runs[key] = created.json()["id"]
+            self._runs[key] = self.create_run(name, parameters)
         return self._runs[key]
 
-    def wait(self, flow_run: str, *types: str) -> Record:
-        """Return the run's state once it is of one of these types."""
+    def create_run(self, name: str, parameters: Record) -> str:
+        """Return the id of a new run."""
+        created = self.create(name, parameters)
+        assert created.is_success, created.text
+        return str(created.json()["id"])
+
+    def wait(self, flow_run: str, *wanted: str) -> Record:
+        """Return the run's state once it has one of these types or names."""
 
         def look() -> Record | None:
             state: Record = self.read(f"/flow_runs/{flow_run}")["state"]
-            return state if state["type"] in types else None
+            return state if state["type"] in wanted or state["name"] in wanted else None
 
-        return wait_for(look, what=f"{' or '.join(types)} of run {flow_run}", seconds=180)
+        return wait_for(look, what=f"{' or '.join(wanted)} of run {flow_run}", seconds=180)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     home = tmp_path_factory.mktemp("up") / "home"
     place = None
     try:
-        place = Place(home)
+        place = Place(home, **SETTINGS)
         # Its schedule would start it in the middle of a test.
         ingest = place.deployment("ingest")
         place.change(f"/deployments/{ingest['id']}/schedules/{ingest['schedules'][0]['id']}", active=False)

@@ -1,0 +1,70 @@
+"""The work pool: its name, its queues, and what its workers find in their environment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deployments.settings import Settings
+
+#: The project's root, where prefect.yaml lies and flows run.
+PROJECT = Path(__file__).resolve().parents[1]
+POOL = "cryptique"
+#: Runs at once on one worker; each is a process of some 300 MB and more.
+WORKER_LIMIT = 5
+#: A run ends at its next shard, and a shard of 5,000 texts takes 100 seconds at the quota of tier 1.
+STOP_SECONDS = 240.0
+#: After the runs' time: to kill those that are left, and to tell the server.
+TELL_SECONDS = 15.0
+
+# Settings lead to databases and hold keys; a flow has all that from its blocks, so a worker gets none of it.
+_PRIVATE_PREFIXES = ("CRYPTIQUE_", "GEMINI_", "GOOGLE_API_", "PREFECT_SERVER_", "POSTGRES_")
+_PRIVATE_NAMES = frozenset(name.upper() for name in Settings.model_fields)
+_KEPT = frozenset({"CRYPTIQUE_HOME", "CRYPTIQUE_ROOT", "PREFECT_API_URL"})
+# Prefect's own 10 seconds make who starts a run in the UI wait.
+_LOOK_FOR_WORK_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A work queue: a lower ``priority`` is served first; ``concurrency_limit`` holds for all its runs together."""
+
+    name: str
+    priority: int
+    concurrency_limit: int | None = None
+
+
+#: Priority alone would let bulk work fill the worker while nothing else is due: the limits keep one place free. Bulk
+#: runs wait while their partitions work, so both have places.
+QUEUES = (
+    Queue("ongoing", priority=1),
+    Queue("bulk", priority=10, concurrency_limit=2),
+    Queue("partitions", priority=20, concurrency_limit=2),
+)
+
+
+def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return what a worker and its flows find in their environment: no setting and no key of this project."""
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if name.upper() in _KEPT or not (name.startswith(_PRIVATE_PREFIXES) or name.upper() in _PRIVATE_NAMES)
+    }
+    defaults = {
+        "CRYPTIQUE_ROOT": str(PROJECT),
+        "PREFECT_WORKER_QUERY_SECONDS": str(_LOOK_FOR_WORK_SECONDS),
+        # The automation that finds runs whose process died without a word waits for these.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # Prefect's default are all addresses, and the check that the worker is well comes from this machine.
+        "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+        "PYTHONUNBUFFERED": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    return defaults | kept
+
+
+def seconds_until_stopped(stop_seconds: float) -> int:
+    """Return how long to wait for a worker's end before killing it: the time of its runs, and its own."""
+    return math.ceil(stop_seconds + TELL_SECONDS) + 5
