@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pydantic import Field
-from pymongo import ReplaceOne, UpdateOne
+from pymongo import ReplaceOne, ReturnDocument, UpdateOne
 from pymongo import errors as mongo
+from pymongo.collection import Collection as MongoCollection
 from pymongo.operations import IndexModel, SearchIndexModel
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -23,7 +25,9 @@ from tasks.domain.collections import Collection, Index
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.errors import ShardDamagedError, TerminalError
 from tasks.domain.manifests import Manifest, ShardOutcome
-from tasks.domain.rows import Stored, VectorForm
+from tasks.domain.quotas import Allowance, Spending, quota_day
+from tasks.domain.rows import RowChange, Stored, VectorForm
+from tasks.domain.runs import Scope
 from tasks.domain.shards import ShardRange
 from tasks.domain.vectors import EmbedderFacts
 
@@ -33,6 +37,8 @@ _DURABLE = WriteConcern(w="majority", j=True)
 #: What servers without search nodes answer to search index commands.
 _NO_SEARCH_CODES = frozenset({59, 115, 31082, 40324})
 _NAMESPACE_EXISTS = 48
+#: A run that spent nothing for so long will not go on: its count goes.
+_RUN_FORGOTTEN_AFTER = timedelta(days=90)
 
 
 @dataclass(slots=True)
@@ -168,8 +174,8 @@ class VectorStore(MongoDatabase):
         with mongo_errors("looking at the store", self.setting):
             return self.open_database()[schema.VECTORS].find_one({}, {"_id": 1}) is None
 
-    def find_stored(self, document_ids: Sequence[str]) -> dict[str, Stored]:
-        """Return what is stored under these ids, from the covering index alone."""
+    def find_stored(self, document_ids: Sequence[str], *, with_runs: bool = False) -> dict[str, Stored]:
+        """Return what is stored under these ids, from the covering index alone; runs and versions are not in it."""
         projection = {
             "_id": 0,
             "documentId": 1,
@@ -178,6 +184,8 @@ class VectorStore(MongoDatabase):
             "sourceId": 1,
             "lineage.chunks": 1,
         }
+        if with_runs:
+            projection |= {"runId": 1, "version": 1}
         found: dict[str, Stored] = {}
         with mongo_errors("comparing with the store", self.setting):
             vectors = self.open_database()[schema.VECTORS]
@@ -190,6 +198,8 @@ class VectorStore(MongoDatabase):
                         content_hash=bytes(row.get("contentHash") or b""),
                         row_hash=bytes(row.get("rowHash") or b""),
                         chunks=lineage.get("chunks") or 1,
+                        run_id=str(row.get("runId") or ""),
+                        version=int(row.get("version") or 0),
                     )
         return found
 
@@ -223,6 +233,46 @@ class VectorStore(MongoDatabase):
                     contract_id = parts[0]
                     counts[contract_id] = counts.get(contract_id, 0) + 1
         return counts
+
+    def lineage_criteria(self, scope: Scope, *, describer: int | None, model: str | None) -> Record:
+        """Return the filter of stored vectors in a scope that this describer and this model made."""
+        criteria: Record = {"sourceType": scope.source_type}
+        if describer is not None:
+            criteria["lineage.describer"] = describer
+        if model is not None:
+            criteria["lineage.model"] = model
+        if scope.team_ids:
+            criteria["teamId"] = {"$in": [ObjectId(team_id) for team_id in scope.team_ids]}
+        if scope.contract_ids:
+            criteria["metadata.facts.contractId"] = {"$in": list(scope.contract_ids)}
+        bounds = {"$gte": scope.window.start, "$lt": scope.window.end}
+        times = {name: moment for name, moment in bounds.items() if moment is not None}
+        if times:
+            criteria["metadata.timeframe.start"] = times
+        return criteria
+
+    def read_record_ids(self, criteria: Mapping[str, Any], *, limit: int = 0) -> Iterator[ObjectId]:
+        """Yield the record id of every record with a matching vector document, each once, in order."""
+        with mongo_errors("reading the store's record ids", self.setting):
+            vectors = self.open_database()[schema.VECTORS]
+            rows = vectors.find(dict(criteria), {"_id": 0, "sourceId": 1}).sort("sourceId", 1).batch_size(20_000)
+            last: ObjectId | None = None
+            count = 0
+            for row in rows:
+                if row["sourceId"] == last:
+                    continue
+                last = row["sourceId"]
+                yield row["sourceId"]
+                count += 1
+                if count == limit:
+                    return
+
+    def count_records(self, criteria: Mapping[str, Any]) -> int:
+        """Return how many records have a matching vector document."""
+        with mongo_errors("counting stored records", self.setting):
+            grouped: list[Record] = [{"$match": dict(criteria)}, {"$group": {"_id": "$sourceId"}}, {"$count": "records"}]
+            rows = list(self.open_database()[schema.VECTORS].aggregate(grouped, allowDiskUse=True))
+            return int(rows[0]["records"]) if rows else 0
 
     def find_documents(self, source_type: str, source_ids: Sequence[ObjectId]) -> list[Record]:
         """Return id, record and owner of the vector documents of these records."""
@@ -279,21 +329,26 @@ class VectorStore(MongoDatabase):
                     taken.extend(start + e["index"] for e in details.get("writeErrors", ()))
         return taken
 
-    def update_rows(self, changes: Mapping[str, RawBSONDocument]) -> None:
-        """Set the changed fields of stored rows, by document id.
+    def update_rows(self, changes: Mapping[str, RowChange]) -> None:
+        """Set the changed fields of stored rows, by document id, where they still are what was compared.
 
-        Raises ``ShardDamagedError`` if a row is no longer there: what to do must be judged again.
+        Raises ``ShardDamagedError`` if another writer changed or removed one of them meanwhile: which of the two
+        read the newer record can't be told, so the record must be read again. Safe to repeat.
         """
         with mongo_errors("updating vector documents", self.setting):
             vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
             for some in batched(changes.items(), _BATCH):
                 updates = [
-                    UpdateOne({"documentId": key}, {"$set": fields, "$inc": {"version": 1}}) for key, fields in some
+                    UpdateOne(
+                        {"documentId": key, "rowHash": {"$in": [_hash(change.seen), _hash(change.becomes)]}},
+                        {"$set": change.fields, "$inc": {"version": 1}},
+                    )
+                    for key, change in some
                 ]
                 result = vectors.bulk_write(updates, ordered=False)
                 if result.matched_count != len(some):
                     raise ShardDamagedError(
-                        f"{len(some) - result.matched_count} vector documents vanished while they were updated"
+                        f"{len(some) - result.matched_count} vector documents were changed by another run meanwhile"
                     )
 
     def remove_documents(self, document_ids: Sequence[str]) -> int:
@@ -373,6 +428,78 @@ class VectorStore(MongoDatabase):
             change = {"$set": {"status": "resolved", "resolvedBy": run_id, "resolvedAt": now}}
             return box.update_many(criteria, change).modified_count
 
+    def letter_criteria(
+        self,
+        source_type: str,
+        *,
+        codes: Sequence[str] = (),
+        team_ids: Sequence[str] = (),
+        before: datetime | None = None,
+        since: datetime | None = None,
+    ) -> Record:
+        """Return the filter of open dead letters by reason code, team and the time of their last refusal."""
+        criteria: Record = {"sourceType": source_type, "status": "open"}
+        if codes:
+            criteria["code"] = {"$in": list(codes)}
+        if team_ids:
+            criteria["teamId"] = {"$in": [ObjectId(team_id) for team_id in team_ids]}
+        bounds = {"$lt": before, "$gte": since}
+        times = {name: moment for name, moment in bounds.items() if moment is not None}
+        if times:
+            criteria["time"] = times
+        return criteria
+
+    def read_open_letters(self, criteria: Mapping[str, Any], *, limit: int = 0) -> Iterator[Any]:
+        """Yield the record ids of the open dead letters that match, the oldest first; a ``limit`` of 0 means all.
+
+        The ids are read before the first is yielded, because what is done with them changes the letters.
+        """
+        with mongo_errors("reading dead letters", self.setting):
+            box = self.open_database()[schema.DEAD_LETTERS]
+            rows = box.find({**criteria, "status": "open"}, {"sourceId": 1}).sort("time", 1).limit(limit)
+            ids = [row["sourceId"] for row in rows]
+        yield from ids
+
+    def count_open_letters(self, criteria: Mapping[str, Any]) -> int:
+        """Return how many open dead letters match."""
+        with mongo_errors("counting dead letters", self.setting):
+            return self.open_database()[schema.DEAD_LETTERS].count_documents({**criteria, "status": "open"})
+
+    def count_letters_by_code(self) -> dict[str, int]:
+        """Return the number of open dead letters by reason code, the most frequent first."""
+        with mongo_errors("counting dead letters", self.setting):
+            rows = self.open_database()[schema.DEAD_LETTERS].aggregate(
+                [{"$match": {"status": "open"}}, {"$sortByCount": "$code"}]
+            )
+            return {row["_id"]: row["count"] for row in rows}
+
+    def count_dead_letters(self, run_id: str) -> dict[str, int]:
+        """Return a run's open dead letters by reason code."""
+        with mongo_errors("counting dead letters", self.setting):
+            rows = self.open_database()[schema.DEAD_LETTERS].aggregate(
+                [{"$match": {"runId": run_id, "status": "open"}}, {"$sortByCount": "$code"}]
+            )
+            return {row["_id"]: row["count"] for row in rows}
+
+    def find_dead_letter_examples(self, run_ids: Iterable[str]) -> dict[str, Record]:
+        """Return these flow runs' open dead letters by reason code: ``count``, one ``sourceId`` and its ``reason``."""
+        group = {
+            "_id": "$code",
+            "count": {"$sum": 1},
+            "sourceId": {"$first": "$sourceId"},
+            "reason": {"$first": "$reason"},
+        }
+        with mongo_errors("reading dead letters", self.setting):
+            rows = self.open_database()[schema.DEAD_LETTERS].aggregate(
+                [
+                    {"$match": {"runId": {"$in": list(run_ids)}, "status": "open"}},
+                    {"$sort": {"sourceId": 1}},
+                    {"$group": group},
+                    {"$sort": {"count": -1, "_id": 1}},
+                ]
+            )
+            return {row.pop("_id"): row for row in rows}
+
     # -- the position in the source's changes --------------------------------------------------------------------------
 
     def load_position(self, source_type: str) -> Record | None:
@@ -387,6 +514,83 @@ class VectorStore(MongoDatabase):
             store = self.open_database().get_collection(schema.STORE, write_concern=_DURABLE)
             row = {"_id": f"position:{source_type}", **position, "source": source, "updatedAt": now}
             store.replace_one({"_id": row["_id"]}, row, upsert=True)
+
+    # -- what embedding may spend -----------------------------------------------------------------------------
+
+    def reserve_spending(
+        self,
+        name: str,
+        run_key: str,
+        *,
+        texts: int,
+        tokens: int,
+        nano_usd: int,
+        allowance: Allowance,
+        now: datetime,
+    ) -> tuple[bool, Spending]:
+        """Count a request before it is sent, if the day, the run and the service leave room for it.
+
+        Return whether it was counted, and what stands in the record then; if not, ``wait_before`` says why. One
+        operation where there is room, so that of many processes none passes a limit. Counts never expire with a
+        process; a new day begins when the first request of it is counted.
+        """
+        day, run = quota_day(now).name, _run_field(run_key)
+        room: Record = {"_id": _spending_id(name), "day": {"$gte": day}}
+        room |= {f"{held}Until": {"$not": {"$gt": now}} for held in ("closed", "spent")}
+        for field_name, limit, wanted in (
+            ("texts", allowance.day_texts, texts),
+            ("nanoUsd", allowance.day_nano_usd, nano_usd),
+            (f"{run}.nanoUsd", allowance.run_nano_usd, nano_usd),
+        ):
+            if limit is not None:
+                room[field_name] = {"$not": {"$gt": limit - wanted}}
+        amounts = {"texts": texts, "tokens": tokens, "nanoUsd": nano_usd}
+        change = {"$inc": amounts | _of_run(run, amounts), "$set": {f"{run}.at": now, "updatedAt": now}}
+        with mongo_errors("counting what embedding spends", self.setting):
+            box = self._spending()
+            while True:
+                row = box.find_one_and_update(room, change, return_document=ReturnDocument.AFTER)
+                if row is not None:
+                    return True, _spending_of(row, run_key)
+                row = box.find_one({"_id": room["_id"]})
+                if row is not None and row["day"] >= day:
+                    return False, _spending_of(row, run_key)
+                _begin_day(box, row, room["_id"], day, now)
+
+    def give_back_spending(
+        self, name: str, run_key: str, *, day: str, texts: int, tokens: int, nano_usd: int, now: datetime
+    ) -> None:
+        """Take back what was counted on a day for a request that was refused without cost."""
+        run = _run_field(run_key)
+        amounts = {"texts": -texts, "tokens": -tokens, "nanoUsd": -nano_usd}
+        with mongo_errors("counting what embedding spends", self.setting):
+            box = self._spending()
+            both = {"$inc": amounts | _of_run(run, amounts), "$set": {"updatedAt": now}}
+            if box.update_one({"_id": _spending_id(name), "day": day}, both).matched_count == 0:
+                # That day is over; the run's own count goes on.
+                box.update_one({"_id": _spending_id(name)}, {"$inc": _of_run(run, amounts)})
+
+    def close_spending(self, name: str, *, until: datetime, now: datetime, reason: str | None = None) -> None:
+        """Let no request of any process pass before ``until``. With a ``reason`` they are to stop, not to wait."""
+        change: Record = {"$max": {"spentUntil" if reason else "closedUntil": until}}
+        if reason:
+            change["$set"] = {"spentReason": reason}
+        begins = {"day": quota_day(now).name, "texts": 0, "tokens": 0, "nanoUsd": 0, "updatedAt": now}
+        with mongo_errors("writing that embedding must wait", self.setting):
+            self._spending().update_one({"_id": _spending_id(name)}, change | {"$setOnInsert": begins}, upsert=True)
+
+    def load_spending(self, name: str, run_key: str, *, now: datetime) -> Spending:
+        """Return what was spent today, and by a run on all days."""
+        day = quota_day(now).name
+        with mongo_errors("reading what embedding spent", self.setting):
+            row = self._spending().find_one({"_id": _spending_id(name)}) or {"day": day}
+        found = _spending_of(row, run_key)
+        return found if found.day >= day else replace(found, day=day, texts=0, tokens=0, nano_usd=0)
+
+    def _spending(self) -> MongoCollection[Record]:
+        return self.open_database().get_collection(
+            schema.STORE, write_concern=_DURABLE, read_concern=ReadConcern("majority")
+        )
 
     # -- checkpoints and jobs ---------------------------------------------------------------------------------
 
@@ -406,11 +610,11 @@ class VectorStore(MongoDatabase):
             }
             box.replace_one({"runKey": run_key, "shard": shard}, row, upsert=True)
 
-    def load_checkpoints(self, run_key: str) -> dict[int, Manifest]:
-        """Return the manifests of a run's finished shards, by shard number."""
+    def load_checkpoints(self, run_key: str, *, known: Iterable[int] = ()) -> dict[int, Manifest]:
+        """Return the manifests of a run's finished shards, by shard number, without those that are ``known``."""
         with mongo_errors("reading checkpoints", self.setting):
             box = self.open_database().get_collection(schema.CHECKPOINTS, read_concern=ReadConcern("majority"))
-            rows = box.find({"runKey": run_key}, {"recordIds": 0})
+            rows = box.find({"runKey": run_key, "shard": {"$nin": list(known)}}, {"recordIds": 0})
             return {row["shard"]: Manifest.from_record(row) for row in rows}
 
     def load_stored_ids(self, run_key: str, shard: int) -> set[ObjectId]:
@@ -430,6 +634,11 @@ class VectorStore(MongoDatabase):
         """Return the newest job that matches."""
         with mongo_errors("reading jobs", self.setting):
             return self.open_database()[schema.JOBS].find_one(dict(criteria), sort=[("createdAt", -1)])
+
+    def find_jobs(self, criteria: Mapping[str, Any], *, limit: int = 0) -> list[Record]:
+        """Return the jobs that match, newest first; a ``limit`` of 0 means all."""
+        with mongo_errors("reading jobs", self.setting):
+            return list(self.open_database()[schema.JOBS].find(dict(criteria)).sort("createdAt", -1).limit(limit))
 
     def claim_job(self, job: Mapping[str, Any], *, instead_of: Mapping[str, Any] | None = None) -> bool:
         """Write a job that is processing, new or in the place of one as it was read; False if another was quicker.
@@ -507,13 +716,10 @@ class VectorStore(MongoDatabase):
         if not rows:
             self._initialise_collection(schema.INCIDENT_BOOK, None, Drift())
 
-    def count_dead_letters(self, run_id: str) -> dict[str, int]:
-        """Return a run's open dead letters by reason code."""
-        with mongo_errors("counting dead letters", self.setting):
-            rows = self.open_database()[schema.DEAD_LETTERS].aggregate(
-                [{"$match": {"runId": run_id, "status": "open"}}, {"$sortByCount": "$code"}]
-            )
-            return {row["_id"]: row["count"] for row in rows}
+
+def _hash(value: bytes) -> bytes | None:
+    """Return a row's hash as a filter takes it: a row that has none matches None."""
+    return value or None
 
 
 def _wanted_keys(index: Index) -> tuple[tuple[str, Any], ...]:
@@ -540,3 +746,45 @@ def _index_difference(index: Index, row: Mapping[str, Any]) -> str:
         if wanted_value != found_value:
             return f"has {option} {found_value}, not {wanted_value}"
     return ""
+
+
+# -- the record of what embedding spends: the day's counts of all runs, and each run's own ---------------------------
+
+
+def _spending_id(name: str) -> str:
+    return f"spending:{name}"
+
+
+def _run_field(run_key: str) -> str:
+    return "runs." + run_key.replace(".", "_").replace("$", "_")
+
+
+def _of_run(run: str, amounts: Mapping[str, int]) -> dict[str, int]:
+    return {f"{run}.{name}": amount for name, amount in amounts.items()}
+
+
+def _begin_day(box: MongoCollection[Record], row: Record | None, key: str, day: str, now: datetime) -> None:
+    """Set the day's counts to zero, unless another process did, and forget runs of long ago."""
+    counts = {"day": day, "texts": 0, "tokens": 0, "nanoUsd": 0, "updatedAt": now}
+    if row is None:
+        with suppress(mongo.DuplicateKeyError):
+            box.insert_one({"_id": key, **counts, "runs": {}})
+        return
+    old = [name for name, run in row.get("runs", {}).items() if run.get("at", now) < now - _RUN_FORGOTTEN_AFTER]
+    change: Record = {"$set": counts}
+    if old:
+        change["$unset"] = {f"runs.{name}": "" for name in old}
+    box.update_one({"_id": key, "day": row["day"]}, change)
+
+
+def _spending_of(row: Record, run_key: str) -> Spending:
+    return Spending(
+        day=row["day"],
+        texts=row.get("texts", 0),
+        tokens=row.get("tokens", 0),
+        nano_usd=row.get("nanoUsd", 0),
+        run_nano_usd=row.get("runs", {}).get(_run_field(run_key).removeprefix("runs."), {}).get("nanoUsd", 0),
+        closed_until=row.get("closedUntil"),
+        spent_until=row.get("spentUntil"),
+        spent_reason=row.get("spentReason", ""),
+    )

@@ -24,6 +24,7 @@ from prefect.types import SecretDict
 
 from deployments.settings import Settings
 from flows.hooks import ALERT_TOLD
+from flows.pauses import AWAITING_QUOTA, BUDGET_SPENT
 from tasks.domain.incidents import (
     COOLDOWN,
     Incident,
@@ -54,6 +55,11 @@ SILENT_AFTER = timedelta(seconds=90)
 #: A first migration at the quota of tier 1 takes five hours.
 LONG_AFTER = timedelta(hours=24)
 _ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling")}
+#: A run that waits for its time or for a person has no process and needs none.
+_WAITS = {
+    f"prefect.flow-run.{name}"
+    for name in ("Scheduled", "AwaitingRetry", "Paused", "Suspended", AWAITING_QUOTA, BUDGET_SPENT)
+}
 _RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 _FORMATS = {"slack": format_slack, "discord": format_discord, "generic": format_generic}
 
@@ -61,10 +67,13 @@ _FORMATS = {"slack": format_slack, "discord": format_discord, "generic": format_
 def register_automations(settings: Settings, *, client: SyncPrefectClient | None = None) -> list[str]:
     """Save the webhook and the automations with the Prefect server in use; return the automations' names.
 
-    Does nothing without SLACK_WEBHOOK_URL. A second call changes what is there and adds nothing.
+    Without SLACK_WEBHOOK_URL there is one: silent runs are marked as crashed, but nobody is told. A second call
+    changes what is there and adds nothing.
     """
     if settings.slack_webhook_url is None:
-        return []
+        with client or get_client(sync_client=True) as server:
+            _save(server, _run_silent())
+        return [SILENT]
     webhook = Webhook(
         url=settings.slack_webhook_url, headers=SecretDict({"Content-Type": "application/json; charset=utf-8"})
     )
@@ -151,7 +160,7 @@ def _run_silent() -> AutomationCore:
         trigger=EventTrigger(
             match=_RUNS,
             after={beat},
-            expect={beat, *_ENDED},
+            expect={beat, *_ENDED, *_WAITS},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -199,7 +208,7 @@ def _run_long(block: UUID, settings: Settings) -> AutomationCore:
         trigger=EventTrigger(
             match=_RUNS,
             after={"prefect.flow-run.Running"},
-            expect=_ENDED,
+            expect={*_ENDED, *_WAITS},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from prefect.blocks.core import Block
 
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
+from blocks.quota import EmbeddingGate
 from blocks.shards import ShardStore
 from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
@@ -16,6 +18,8 @@ from blocks.wordllama import LocalEmbedder
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import TerminalError
 from tasks.domain.owners import Owners
+from tasks.domain.quotas import Gate, Quota
+from tasks.domain.runs import Run
 from tasks.domain.vectors import EmbedderFacts
 
 SOURCE, VECTORS, SHARDS, GEMINI, LOCAL = "source", "vectors", "shards", "gemini", "local"
@@ -65,9 +69,16 @@ def load_alerts() -> SlackNotifier | None:
         return None
 
 
+class Stopping(threading.Event):
+    """Set when a run is to end at its next boundary. A copy in another process is one of its own."""
+
+    def __reduce__(self) -> tuple[type[Stopping], tuple[()]]:
+        return (Stopping, ())
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """All that the stages of one run work with."""
+    """All that the stages of one run work with. Without a ``gate`` embedding has neither quota nor budget."""
 
     source: MongoSource
     vectors: VectorStore
@@ -77,6 +88,8 @@ class Parts:
     facts: EmbedderFacts
     size: ChunkSize
     retries: int
+    gate: Gate | None = None
+    stopping: Stopping = field(default_factory=Stopping)
 
 
 def load_parts(*, retries: int) -> Parts:
@@ -88,3 +101,27 @@ def load_parts(*, retries: int) -> Parts:
     facts = embedder.facts
     size = ChunkSize(whole_tokens=min(ChunkSize().whole_tokens, facts.max_tokens_per_text))
     return Parts(source, vectors, embedder, load_shards(), source.load_owners(), facts, size, retries)
+
+
+#: Of the day's quota this share is left to ingestion by all that can wait.
+KEPT_BACK_BY_BULK = 0.05
+
+
+def with_gate(parts: Parts, run: Run, *, bulk: bool, budget_usd: float | None = None) -> Parts:
+    """Return the parts with the gate before the embedder, if it has quotas or this run a budget.
+
+    ``budget_usd`` is what all flow runs of the same run key may spend together.
+    """
+    quota = Quota.of(parts.facts)
+    if quota.unlimited and budget_usd is None:
+        return replace(parts, gate=None)
+    gate = EmbeddingGate(
+        parts.vectors,
+        quota,
+        usd_per_million_tokens=parts.facts.usd_per_million_tokens,
+        keep_back=KEPT_BACK_BY_BULK if bulk else 0.0,
+        run_key=run.key,
+        budget_usd=budget_usd,
+        stop=parts.stopping,
+    )
+    return replace(parts, gate=gate)

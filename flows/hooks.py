@@ -30,14 +30,14 @@ from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from flows.blocks import load_alerts, load_embedder, load_source, load_vectors
 from tasks.alert import Told, send_alert, tell_due, tell_resolved
-from tasks.domain.errors import InputError, PipelineError, WorkTakenError
+from tasks.domain.errors import BudgetSpentError, InputError, PipelineError, QuotaSpentError, WorkTakenError
 from tasks.domain.incidents import Incident, Severity, cause_of, in_words
 
 #: Said after a crash that was told of, so that the server's automation doesn't tell it again.
 ALERT_TOLD = "cryptique-rag.alert.told"
 
 #: How the command line spells parameters. A run that goes on never starts anew, so ``resume`` is left out.
-_MIGRATE = {
+_SCOPE = {
     "start": "--start",
     "end": "--end",
     "teams": "--team",
@@ -45,13 +45,32 @@ _MIGRATE = {
     "limit": "--limit",
     "shard_rows": "--shard-rows",
     "shards_in_flight": "--shards-in-flight",
+    "child_runs": "--child-runs",
+    "budget_usd": "--budget-usd",
     "retries": "--retries",
     "dry_run": "--dry-run",
-    "replace_model": "--replace-model",
-    "remove_orphans": "--remove-orphans",
 }
-_INGEST = {"max_seconds": "--max-seconds", "until_idle": "--until-idle"}
-_COMMANDS = {"migrate": _MIGRATE, "ingest": _INGEST}
+_COMMANDS = {
+    "migrate": {**_SCOPE, "replace_model": "--replace-model", "remove_orphans": "--remove-orphans"},
+    "backfill": {
+        **_SCOPE,
+        "rebuild": "--rebuild",
+        "stored_describer": "--stored-describer",
+        "stored_model": "--stored-model",
+    },
+    "replay": {
+        "reasons": "--reason",
+        "teams": "--team",
+        "older_than_hours": "--older-than-hours",
+        "newer_than_hours": "--newer-than-hours",
+        "limit": "--limit",
+        "budget_usd": "--budget-usd",
+        "dry_run": "--dry-run",
+        "retries": "--retries",
+    },
+    "reconcile": {"remove_orphans": "--remove-orphans", "budget_usd": "--budget-usd", "retries": "--retries"},
+    "ingest": {"max_seconds": "--max-seconds", "until_idle": "--until-idle"},
+}
 _LEFT_OUT = {"sources", "resume"}
 
 
@@ -199,8 +218,9 @@ def _error_of(state: State[Any]) -> BaseException | None:
 
 
 def _harmless(error: BaseException | None, flow_run: FlowRun) -> bool:
-    """Return whether nothing is broken: the input was wrong, the work is being done, or it was a rehearsal."""
-    refused = isinstance(error, InputError) or type(error).__name__.startswith("Parameter")
+    """Return whether nothing is broken: the input was wrong, the money is spent, or it was a rehearsal."""
+    waiting = isinstance(error, InputError | QuotaSpentError | BudgetSpentError)
+    refused = waiting or type(error).__name__.startswith("Parameter")
     return refused or bool(flow_run.parameters.get("dry_run"))
 
 

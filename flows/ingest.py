@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
-from uuid import uuid4
 
-from prefect import flow, get_run_logger, runtime
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
-from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from blocks.memory import limit_heaps
-from flows.blocks import Parts, load_parts
+from flows.blocks import Parts, load_parts, with_gate
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
+from flows.jobs import Job, job_origin, new_run
 from flows.migrate import migrate
-from tasks.checkpoint import checkpoint_shard
-from tasks.chunk import chunk_shard
+from flows.stages import StageWork, task_runner
 from tasks.domain.changes import ChangeBatch, Lags
-from tasks.domain.errors import HistoryLostError, ShardDamagedError, WorkTakenError
-from tasks.domain.jobs import JobOrigin, Status, job_record
+from tasks.domain.errors import HistoryLostError, QuotaSpentError, WorkTakenError
+from tasks.domain.jobs import Status
 from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run, Scope
-from tasks.embed import embed_shard
-from tasks.extract import COLLECTION, extract_changes
+from tasks.extract import COLLECTION
 from tasks.policy import DEFAULT_RETRIES
-from tasks.upsert import upsert_shard
-from tasks.validate import validate_shard
 
 #: Started every five minutes, it follows for nearly as long: changes are searchable within seconds of being made.
 DEFAULT_MAX_SECONDS = 285.0
@@ -41,7 +35,8 @@ _POSITION_EVERY_S = 30.0
 OVERLAP = timedelta(minutes=10)
 _WATERMARK_FIELD = "createdAt"
 _SOURCE_TYPE = "transaction"
-_MAX_REPAIRS = 2
+#: A worker kills a run that was cancelled after thirty seconds.
+_STOP_WITHIN_S = 20.0
 
 Follow = Literal["auto", "stream", "watermark"]
 
@@ -74,6 +69,7 @@ class IngestReport:
 @flow(
     name="ingest",
     flow_run_name="ingest transactions",
+    task_runner=task_runner(),
     on_failure=[alert_on_failure],
     on_crashed=[alert_on_crashed],
     on_completion=[resolve_on_completion],
@@ -102,14 +98,13 @@ def ingest(
     limit_heaps()
     parts = load_parts(retries=retries)
     source, vectors, store = parts.source, parts.vectors, parts.store
-    parts.embedder.check()
+    try:
+        parts.embedder.check()
+    except QuotaSpentError as error:
+        return _waiting(error, IngestReport(""))
     vectors.require_model(parts.facts, replace=False, write=False)
-    run = Run(
-        key=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}",
-        id=str(runtime.flow_run.id or uuid4()),
-        scope=Scope(_SOURCE_TYPE),
-        started_ms=int(time.time() * 1000),
-    )
+    run = new_run(Scope(_SOURCE_TYPE))
+    parts = with_gate(parts, run, bulk=False)
     report = IngestReport(run.key)
     following = _Following(run, parts, report, began + max_seconds, until_idle)
     streamed = follow == "stream" or (follow == "auto" and source.read_operation_time() is not None)
@@ -122,6 +117,10 @@ def ingest(
         # The first load is under way; where it began is where the next run goes on.
         logger.info("nothing to do yet: %s", error)
         return Completed(message=f"waiting: {error}", data=asdict(report))
+    except QuotaSpentError as error:
+        # The position stands before what is not stored: the next run begins there.
+        following.finish("retrying", str(error), next_retry=error.until)
+        return _waiting(error, report)
     except BaseException as error:
         following.finish("failed" if isinstance(error, Exception) else "cancelled", str(error) or type(error).__name__)
         raise
@@ -134,6 +133,13 @@ def ingest(
     return Completed(message=_message(report), data=asdict(report))
 
 
+def _waiting(error: QuotaSpentError, report: IngestReport) -> State[dict[str, Any]]:
+    """Return the state of a run that can do nothing now: each of the next ones tries again."""
+    message = f"waiting: {error} Ingestion goes on by itself at {error.until:%Y-%m-%d %H:%M} UTC."
+    get_run_logger().warning("%s", message)
+    return Completed(message=message, data=asdict(report))
+
+
 class _Following:
     """One run's way along the source's changes."""
 
@@ -144,6 +150,7 @@ class _Following:
         self._manifest = Manifest()
         self._lags = Lags()
         self._idle = False
+        self._work = StageWork(run, parts, in_flight=1)
 
     def follow_stream(self, batch_records: int) -> None:
         """Follow the change stream; where there is no position, or history is lost, compare everything first."""
@@ -179,30 +186,20 @@ class _Following:
             )
         )
 
-    def finish(self, status: Status, error: str | None = None) -> None:
+    def finish(self, status: Status, error: str | None = None, *, next_retry: datetime | None = None) -> None:
         """Put the run's counts into its report and, where anything was read, into ``embeddingjobs``."""
+        if status == "cancelled":
+            for late in self._work.stop(within_s=_STOP_WITHIN_S):
+                self._manifest.merge(late.manifest)
         counts, report = self._manifest.total, self._report
         report.read, report.written, report.unchanged = counts.read, counts.written, counts.unchanged
         report.dead_lettered, report.removed, report.chunks = counts.dead_lettered, counts.removed, counts.chunks
         report.tokens, report.refused = self._manifest.tokens, dict(sorted(self._manifest.refused.items()))
         report.lag_p50_s, report.lag_p95_s, report.lag_max_s = map(self._lags.quantile_s, (0.5, 0.95, 1.0))
         if report.batches or error is not None:
-            triggered_by = "prefect" if runtime.deployment.id else "command line"
-            host = socket.gethostname()
-            self._parts.vectors.save_job(
-                job_record(
-                    self._run,
-                    JobOrigin(f"ingest-{self._run.key}", triggered_by, host, host),
-                    self._parts.facts,
-                    self._parts.size,
-                    status=status,
-                    error=error,
-                    total=counts.read,
-                    manifest=self._manifest,
-                    now=datetime.now(UTC),
-                    kind="ingest",
-                )
-            )
+            origin = job_origin("ingest", f"ingest-{self._run.key}")
+            job = Job(self._run, origin, self._parts, total=counts.read, manifest=self._manifest)
+            job.save(status, error=error, next_retry=next_retry)
 
     def _batches(self, position: dict[str, Any], batch_records: int) -> Iterator[ChangeBatch]:
         return self._parts.source.follow_changes(COLLECTION, position, batch_records=batch_records, stop=self._is_over)
@@ -229,7 +226,8 @@ class _Following:
         for batch in batches:
             self._idle = not batch.ids
             if batch.ids:
-                self._manifest.merge(self._store(batch))
+                for done in self._work.finish([batch]):
+                    self._manifest.merge(done.manifest)
                 self._report.batches += 1
                 self._lags.add(batch.times_ms, now_ms=int(time.time() * 1000))
             # The position moves while nothing changes too: one that stands still falls out of the history.
@@ -238,34 +236,6 @@ class _Following:
                 saved = time.monotonic()
             if time.monotonic() >= self._deadline:
                 break
-
-    def _store(self, batch: ChangeBatch) -> Manifest:
-        """Take one batch through the stages; once more from the source if its files were lost."""
-        for attempt in range(_MAX_REPAIRS + 1):
-            try:
-                return self._through_stages(self._run, batch)
-            except ShardDamagedError as error:
-                if attempt == _MAX_REPAIRS:
-                    raise
-                get_run_logger().warning("batch %d runs again: %s", batch.number, error)
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _through_stages(self, run: Run, batch: ChangeBatch) -> Manifest:
-        parts = self._parts
-        source, vectors, store = parts.source, parts.vectors, parts.store
-
-        def retried(stage: Any) -> Callable[..., Any]:
-            configured: Callable[..., Any] = stage.with_options(retries=parts.retries)
-            return configured
-
-        whole = quote(run)
-        shard = retried(extract_changes)(whole, quote(batch), source, quote(parts.owners), store)
-        shard = retried(validate_shard)(whole, shard, store)
-        shard = retried(chunk_shard)(whole, shard, store, source, vectors, quote(parts.facts), quote(parts.size))
-        shard = retried(embed_shard)(whole, shard, store, parts.embedder, parts.embedder.concurrency)
-        outcome = retried(upsert_shard)(whole, shard, store, vectors)
-        manifest: Manifest = retried(checkpoint_shard)(whole, shard, outcome, store, vectors)
-        return manifest
 
     def _save(self, position: dict[str, Any]) -> None:
         self._parts.vectors.save_position(_SOURCE_TYPE, position, source=self._identity, now=datetime.now(UTC))

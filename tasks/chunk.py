@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import bson
 from bson import ObjectId
 from prefect import task
 
@@ -13,10 +14,11 @@ from blocks.mongo import MongoSource
 from blocks.shards import ShardStore
 from blocks.tokens import count_tokens
 from blocks.vector_store import VectorStore
+from tasks.domain.batches import batched
 from tasks.domain.chunks import Chunk, ChunkSize, content_hash, split_text
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter, record_key
 from tasks.domain.documents import Document, describe_transaction
-from tasks.domain.rows import Stored, document_id, encode_body, judge, row_hash
+from tasks.domain.rows import Stored, Verdict, document_id, encode_body, judge, row_hash
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
 from tasks.domain.tables import from_table, to_table
@@ -25,11 +27,16 @@ from tasks.domain.vectors import EmbedderFacts
 from tasks.policy import STAGE
 
 COLLECTION = "transactions"
+_LOOKUP_RECORDS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class DescribedChunk:
-    """A row of a chunk file. ``chunks`` is how many its record makes, ``stored_chunks`` how many it made before."""
+    """A row of a chunk file. ``chunks`` is how many its record makes, ``stored_chunks`` how many it made before.
+
+    ``stored_row_hash`` is that of the row it was compared with, or empty. ``written_before`` is 1 if an earlier
+    attempt at this work made the row, 2 if it changed it, else 0.
+    """
 
     record_id: str
     team_id: str
@@ -42,8 +49,10 @@ class DescribedChunk:
     tokens: int
     content_hash: bytes
     row_hash: bytes
+    stored_row_hash: bytes
     body: bytes
     verdict: int
+    written_before: int
 
 
 @task(name="chunk", task_run_name="chunk {shard.number}", **STAGE)
@@ -71,7 +80,8 @@ def chunk_shard(
     stored: dict[str, Stored] = {}
     if not run.target_was_empty:
         stored = vectors.find_stored(
-            [document_id(document.key, chunk.ordinal) for _, document, chunks in chunked for chunk in chunks]
+            [document_id(document.key, chunk.ordinal) for _, document, chunks in chunked for chunk in chunks],
+            with_runs=run.may_have_written,
         )
     twins = _find_twins(chunked, stored, source)
     letters: list[DeadLetter] = []
@@ -79,7 +89,7 @@ def chunk_shard(
     for transaction, document, chunks in chunked:
         twin = twins.get(transaction.record_id)
         if twin is None:
-            rows.extend(_described(transaction, document, chunks, stored, facts))
+            rows.extend(_described(run, transaction, document, chunks, stored, facts))
         else:
             letters.append(
                 duplicate_letter(
@@ -93,7 +103,36 @@ def chunk_shard(
             )
     chunk_file = store.write_table(run.key, f"{shard.number:06d}.chunks", to_table(DescribedChunk, rows))
     refused = store.write_table(run.key, f"{shard.number:06d}.refused-chunk", to_table(DeadLetter, letters))
-    return shard.moved_on(chunk_file, refused)
+    moved = shard.moved_on(chunk_file, refused)
+    return replace(moved, leaving=bson.encode(_find_leaving(run, moved, rows, store, vectors)))
+
+
+def _find_leaving(
+    run: Run, shard: Shard, rows: Sequence[DescribedChunk], store: ShardStore, vectors: VectorStore
+) -> dict[str, bytes]:
+    """Return document id -> row hash of what is stored of the shard's records and not made by them.
+
+    Looked at are records that may have such documents: new ones (they may have moved), shortened ones, those that
+    are refused or gone, and with ``run.thorough`` all.
+    """
+    if run.target_was_empty:
+        return {}
+    records: list[Any] = [
+        ObjectId(row.record_id)
+        for row in rows
+        if run.thorough or row.verdict == Verdict.NEW or row.stored_chunks > row.chunks
+    ]
+    for file in shard.refused:
+        records.extend(letter.record_id for letter in from_table(DeadLetter, store.read_table(file)))
+    records += bson.decode(shard.gone)["ids"] if shard.gone else []
+    ids = {record for record in records if isinstance(record, ObjectId)}  # nothing else was ever stored
+    made = {document_id(row.key, row.ordinal) for row in rows}
+    found = [
+        document["documentId"]
+        for some in batched(sorted(ids), _LOOKUP_RECORDS)
+        for document in vectors.find_documents(run.scope.source_type, some)
+    ]
+    return {key: row.row_hash for key, row in vectors.find_stored([k for k in found if k not in made]).items()}
 
 
 def _find_twins(
@@ -129,6 +168,7 @@ def _find_twins(
 
 
 def _described(
+    run: Run,
     transaction: Transaction,
     document: Document,
     chunks: Sequence[Chunk],
@@ -140,6 +180,12 @@ def _described(
     for chunk, item in zip(chunks, found, strict=True):
         body = encode_body(document, chunk, len(chunks), facts)
         hashes: dict[str, Any] = {"content_hash": content_hash(chunk.text, facts), "row_hash": row_hash(body)}
+        verdict = judge(item, **hashes)
+        written_before = 0
+        if item is not None and item.run_id in run.ids and verdict == Verdict.UNCHANGED:
+            written_before = 1 if item.version == 1 else 2
+        elif run.rebuild and item is not None:
+            verdict = Verdict.TEXT_CHANGED
         yield DescribedChunk(
             record_id=transaction.record_id,
             team_id=transaction.team_id,
@@ -150,7 +196,9 @@ def _described(
             stored_chunks=stored_chunks,
             text=chunk.text,
             tokens=chunk.tokens,
+            stored_row_hash=item.row_hash if item is not None else b"",
             body=body,
-            verdict=judge(item, **hashes),
+            verdict=verdict,
+            written_before=written_before,
             **hashes,
         )

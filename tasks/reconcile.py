@@ -100,7 +100,7 @@ def reconcile_run(
         if whole:
             orphans.extend(record for record in stored if record.binary not in ids)
     if whole:
-        gone = _settle_orphans(run, orphans, source, vectors, collection, remove_orphans, result)
+        gone = settle_orphans(run, orphans, source, vectors, collection, remove_orphans, result)
         _compare_contracts(run, manifest, gone, vectors, result)
     return result
 
@@ -119,9 +119,9 @@ def _find_broken(run: Run, records: list[ObjectId], vectors: VectorStore) -> Ite
                 yield f"record {record} has documents that don't fit together: {_some(sorted(keys))}, {ordinals}"
 
 
-def _settle_orphans(
+def settle_orphans(
     run: Run,
-    candidates: list[ObjectId],
+    candidates: Sequence[ObjectId],
     source: MongoSource,
     vectors: VectorStore,
     collection: str,
@@ -130,7 +130,8 @@ def _settle_orphans(
 ) -> Counter[str]:
     """Remove the documents of records that are really gone, and close the dead letters of such records.
 
-    Return how many such records each contract had.
+    Return how many such records each contract had. Raises ``TerminalError``, with nothing removed, if they are more
+    than a few and ``remove`` does not say so.
     """
     documents: list[Mapping[str, Any]] = []
     for some in batched(candidates, _LOOKUP_RECORDS):

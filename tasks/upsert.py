@@ -9,7 +9,6 @@ import bson
 import numpy as np
 import pyarrow as pa
 from bson import ObjectId
-from bson.raw_bson import RawBSONDocument
 from prefect import task
 
 from blocks.shards import ShardStore
@@ -18,7 +17,7 @@ from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter
 from tasks.domain.errors import ShardDamagedError
 from tasks.domain.manifests import Manifest, Owner, ShardOutcome
-from tasks.domain.rows import Verdict, changed_fields, document_id, new_row, row_id
+from tasks.domain.rows import RowChange, Verdict, changed_fields, document_id, new_row, row_id
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
 from tasks.domain.tables import from_table
@@ -26,6 +25,8 @@ from tasks.domain.vectors import Matrix
 from tasks.policy import STAGE
 
 _LOOKUP_RECORDS = 1_000
+#: What an earlier attempt at this work did to a row.
+_CREATED, _UPDATED = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,10 @@ class _Row:
     stored_chunks: int
     content_hash: bytes
     row_hash: bytes
+    stored_row_hash: bytes
     body: bytes
     verdict: int
+    written_before: int
 
     @property
     def document_id(self) -> str:
@@ -96,8 +99,8 @@ def _write(
         except KeyError:
             raise ShardDamagedError(f"{row.document_id} has no vector in its shard file") from None
 
-    def changed(row: _Row, vector: Matrix | None) -> RawBSONDocument:
-        return changed_fields(
+    def changed(row: _Row, vector: Matrix | None) -> RowChange:
+        fields = changed_fields(
             row.body,
             vector=vector,
             form=form,
@@ -106,6 +109,7 @@ def _write(
             run_id=run.id,
             now=now,
         )
+        return RowChange(fields, seen=row.stored_row_hash, becomes=row.row_hash)
 
     fresh = [row for row in rows if row.verdict == Verdict.NEW]
     taken = vectors.insert_rows(
@@ -128,9 +132,8 @@ def _write(
     letters: dict[str, DeadLetter] = {}
     late: list[_Row] = []
     if taken:
-        # Somebody was quicker: this shard's own earlier attempt, a second run, or another record of the same
-        # transaction. The first two may have written this very row, and then nothing is left to do; else it is set
-        # again. The last one keeps its place.
+        # Somebody was quicker: this shard's own earlier attempt, which wrote this very row; another run, which may
+        # have read a newer record; or another record of the same transaction, which keeps its place.
         late = [fresh[position] for position in taken]
         stored = vectors.find_stored([row.document_id for row in late])
         for row in late:
@@ -139,7 +142,7 @@ def _write(
                 raise ShardDamagedError(f"{row.document_id} was taken and is gone again")
             if str(holder.source_id) == row.record_id:
                 if (holder.content_hash, holder.row_hash) != (row.content_hash, row.row_hash):
-                    changes[row.document_id] = changed(row, vector_of(row))
+                    raise ShardDamagedError(f"{row.document_id} was written by another run meanwhile")
             else:
                 letters[row.record_id] = duplicate_letter(
                     record_id=row.record_id,
@@ -168,13 +171,14 @@ def _remove_moved(rows: list[_Row], run: Run, vectors: VectorStore, manifest: Ma
     """Take away what records made before under another contract or hash: they hold the places of the new rows."""
     if run.target_was_empty:
         return
-    fresh = {row.record_id: row for row in rows if row.verdict == Verdict.NEW}
-    ids = [ObjectId(record_id) for record_id in fresh]
-    for some in batched(ids, _LOOKUP_RECORDS):
+    looked_at = {row.record_id: row for row in rows if run.thorough or row.verdict == Verdict.NEW}
+    made = {row.document_id for row in rows if row.record_id in looked_at}
+    for some in batched([ObjectId(record_id) for record_id in looked_at], _LOOKUP_RECORDS):
         by_owner: dict[Owner, list[str]] = {}
         for document in vectors.find_documents("transaction", some):
-            row = fresh[str(document["sourceId"])]
-            if not document["documentId"].startswith(f"{row.key}:"):
+            row = looked_at[str(document["sourceId"])]
+            moved = not document["documentId"].startswith(f"{row.key}:")
+            if moved or (run.thorough and document["documentId"] not in made):
                 by_owner.setdefault(row.owner, []).append(document["documentId"])
         for owner, document_ids in by_owner.items():
             manifest.add(owner, removed=vectors.remove_documents(document_ids))
@@ -217,7 +221,7 @@ def _count(rows: list[_Row], letters: list[DeadLetter], manifest: Manifest) -> N
     """Give every record its one outcome: written if any of its chunks was."""
     written: dict[str, bool] = {}
     for row in rows:
-        changed = row.verdict != Verdict.UNCHANGED or row.stored_chunks > row.chunks
+        changed = row.verdict != Verdict.UNCHANGED or row.stored_chunks > row.chunks or row.written_before > 0
         written[row.record_id] = written.get(row.record_id, False) or changed
     by_owner: dict[Owner, list[_Row]] = {}
     for row in rows:
@@ -230,8 +234,11 @@ def _count(rows: list[_Row], letters: list[DeadLetter], manifest: Manifest) -> N
             written=sum(outcomes),
             unchanged=len(outcomes) - sum(outcomes),
             chunks=len(own),
-            created=sum(row.verdict == Verdict.NEW for row in own),
-            updated=sum(row.verdict in (Verdict.TEXT_CHANGED, Verdict.ROW_CHANGED) for row in own),
+            created=sum(row.verdict == Verdict.NEW or row.written_before == _CREATED for row in own),
+            updated=sum(
+                row.verdict in (Verdict.TEXT_CHANGED, Verdict.ROW_CHANGED) or row.written_before == _UPDATED
+                for row in own
+            ),
         )
     for letter in letters:
         manifest.add(Owner(letter.team_id, letter.contract_id), read=1, dead_lettered=1)

@@ -14,29 +14,43 @@ from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run
 from tasks.domain.vectors import EmbedderFacts
 
-Kind = Literal["migrate", "ingest"]
+Kind = Literal["migrate", "partition", "ingest", "backfill", "replay", "reconcile"]
 Status = Literal["pending", "processing", "completed", "failed", "cancelled", "retrying"]
 
 #: The schema's limits; sizes there are characters, ours are tokens of about four.
 _MAX_BATCH, _MIN_CHUNK, _MAX_CHUNK, _MAX_OVERLAP = 100, 100, 8_000, 1_000
 _CHARS_PER_TOKEN = 4
 _MAX_ERRORS = 50
-_JOB_TYPES: dict[Kind, str] = {"migrate": "migration", "ingest": "batch_update"}
+_JOB_TYPES: dict[Kind, str] = {
+    "migrate": "migration",
+    "partition": "migration",
+    "ingest": "batch_update",
+    "backfill": "reprocessing",
+    "replay": "reprocessing",
+    "reconcile": "batch_update",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class JobOrigin:
-    """Who runs it and why, and what makes two runs the same work."""
+    """Who runs it and why, and what makes two runs the same work.
+
+    ``choices`` are what another process needs to take part in it or to go on with it, as plain values; ``part`` is
+    which partition of the run it is.
+    """
 
     fingerprint: str
     triggered_by: str
     worker_id: str
     worker_host: str
+    kind: Kind = "migrate"
+    choices: Mapping[str, Any] | None = None
+    part: int | None = None
 
 
-def job_id(run_key: str, kind: Kind = "migrate") -> str:
-    """Return the job's id: a resumed run goes on with its job."""
-    return f"{kind}-{run_key}"
+def job_id(run_key: str, kind: Kind = "migrate", part: int | None = None) -> str:
+    """Return the job's id: a resumed run goes on with its job. ``part`` numbers the partitions of one run."""
+    return f"{kind}-{run_key}" + (f"-{part:04d}" if part is not None else "")
 
 
 def job_record(
@@ -49,26 +63,51 @@ def job_record(
     total: int,
     manifest: Manifest,
     now: datetime,
+    retries: int,
     previous: Mapping[str, Any] | None = None,
     estimated_completion: datetime | None = None,
     error: str | None = None,
+    error_code: str = "run",
     resumable: bool = True,
-    kind: Kind = "migrate",
+    next_retry: datetime | None = None,
+    letters: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the job as it stands. ``total`` counts the records that were planned, ``manifest`` what is done.
 
-    A failed job that is not ``resumable`` is not taken up: the work begins anew. ``previous`` is the job as it was.
+    A failed job that is not ``resumable`` is not taken up: the work begins anew. ``previous`` is the job as it was
+    when this run took it up, and each taking up counts as a retry. ``letters`` are examples of dead letters by code.
     """
     counts = manifest.total
-    errors = list((previous or {}).get("errors", ()))[-_MAX_ERRORS:]
+    before = previous or {}
+    errors = [entry for entry in before.get("errors", ()) if entry.get("errorCode") not in (letters or ())]
+    taken_up = int((before.get("retryConfig") or {}).get("retryCount", -1)) + 1
     if error is not None:
-        errors.append({"timestamp": now, "sourceId": None, "error": error[:1_000], "errorCode": "run", "retryCount": 0})
+        errors.append(
+            {
+                "timestamp": now,
+                "sourceId": None,
+                "error": error[:1_000],
+                "errorCode": error_code,
+                "retryCount": taken_up,
+            }
+        )
+    errors += [
+        {
+            "timestamp": now,
+            "sourceId": example.get("sourceId"),
+            "error": f"{example['count']:,} records, such as this one: {example['reason']}"[:1_000],
+            "errorCode": code,
+            "retryCount": 0,
+        }
+        for code, example in (letters or {}).items()
+    ]
     cost = manifest.tokens * facts.usd_per_million_tokens / 1_000_000
     seconds = max(0.0, now.timestamp() - run.started_ms / 1000)
     done = status in ("completed", "failed", "cancelled")
+    metadata = before.get("metadata") or {}
     return {
-        "jobId": job_id(run.key, kind),
-        "jobType": _JOB_TYPES[kind],
+        "jobId": job_id(run.key, origin.kind, origin.part),
+        "jobType": _JOB_TYPES[origin.kind],
         "priority": 5,
         "sourceType": run.scope.source_type,
         "sourceIds": [],
@@ -81,7 +120,7 @@ def job_record(
             "failed": counts.dead_lettered,
             "percentage": 100.0 if not total and done else round(100 * min(1.0, counts.read / max(total, 1)), 2),
         },
-        "startedAt": (previous or {}).get("startedAt") or run.started,
+        "startedAt": before.get("startedAt") or run.started,
         "completedAt": now if done else None,
         "estimatedCompletionAt": estimated_completion,
         "config": {
@@ -98,22 +137,29 @@ def job_record(
             "totalCost": round(cost, 6),
             "averageProcessingTime": round(1000 * seconds / counts.read, 3) if counts.read else 0,
         },
-        "errors": errors,
-        "retryConfig": {"maxRetries": 3, "retryCount": 0, "nextRetryAt": None, "backoffMultiplier": 2},
-        "scheduledFor": None,
+        "errors": errors[-_MAX_ERRORS:],
+        "retryConfig": {
+            "maxRetries": min(10, retries),
+            "retryCount": taken_up,
+            "nextRetryAt": next_retry,
+            "backoffMultiplier": 2,
+        },
+        "scheduledFor": next_retry,
         "dependsOn": [],
         "workerId": origin.worker_id,
         "workerHost": origin.worker_host,
         "metadata": {
             "triggeredBy": origin.triggered_by,
             "reason": str(run.scope),
-            "tags": [kind],
+            "tags": [origin.kind],
             "notes": None,
             "runKey": run.key,
             "runId": run.id,
+            "runIds": list(dict.fromkeys([*metadata.get("runIds", ()), *run.earlier_ids, run.id])),
             "fingerprint": origin.fingerprint,
             "resumable": resumable,
+            "choices": dict(origin.choices or {}),
         },
-        "createdAt": (previous or {}).get("createdAt") or run.started,
+        "createdAt": before.get("createdAt") or run.started,
         "updatedAt": now,
     }

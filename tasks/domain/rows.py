@@ -51,12 +51,23 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the store says of a document id, read from an index alone."""
+    """What the store says of a document id. Run and version are read only where they are asked for."""
 
     source_id: ObjectId
     content_hash: bytes
     row_hash: bytes
     chunks: int
+    run_id: str = ""
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """What ``$set`` takes to change a stored row that had the hash ``seen``, and which has ``becomes`` afterwards."""
+
+    fields: RawBSONDocument
+    seen: bytes
+    becomes: bytes
 
 
 def document_id(key: str, ordinal: int) -> str:

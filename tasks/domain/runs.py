@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -33,6 +34,28 @@ class Scope:
         """Return whether it covers the whole source."""
         return self.window.unbounded and not self.team_ids and not self.contract_ids and self.limit is None
 
+    def to_record(self) -> dict[str, Any]:
+        """Return it as plain values, for a process that takes part in the work."""
+        return {
+            "sourceType": self.source_type,
+            "start": self.window.start,
+            "end": self.window.end,
+            "teams": list(self.team_ids),
+            "contracts": list(self.contract_ids),
+            "limit": self.limit,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Scope:
+        """Return the scope that ``to_record`` was called on."""
+        return cls(
+            record["sourceType"],
+            Window(record["start"], record["end"]),
+            tuple(record["teams"]),
+            tuple(record["contracts"]),
+            record["limit"],
+        )
+
     def __str__(self) -> str:
         """Return ``transactions 2025-06-01..2025-07-01, 1 team``."""
         parts = [f"{self.source_type}s {self.window}"]
@@ -50,7 +73,10 @@ class Scope:
 class Run:
     """``key`` names the work and survives a resume; ``id`` names the flow run that does it now.
 
-    ``started_ms`` is when this flow run began: the "now" of every rule about time.
+    ``started_ms`` is when this flow run began: the "now" of every rule about time. ``earlier_ids`` name the flow runs
+    that were at this work before. ``may_have_written`` says that rows of this work may be stored already: they count
+    as written, not as found unchanged. With ``rebuild`` every text is embedded again, changed or not; with ``thorough``
+    every record's documents are looked at, and those that it doesn't make are removed.
     """
 
     key: str
@@ -58,6 +84,15 @@ class Run:
     scope: Scope
     started_ms: int
     target_was_empty: bool = False
+    earlier_ids: tuple[str, ...] = ()
+    may_have_written: bool = False
+    rebuild: bool = False
+    thorough: bool = False
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Return the ids of all flow runs that were or are at this work."""
+        return frozenset((*self.earlier_ids, self.id))
 
     @property
     def started(self) -> datetime:

@@ -47,6 +47,7 @@ class Shard:
     embedded: int = 0
     tokens: int = 0
     gone: bytes = b""
+    leaving: bytes = b""
 
     def moved_on(self, rows: ShardFile, refused: ShardFile | None = None) -> Shard:
         """Return the shard after a stage that made ``rows`` and refused some."""

@@ -10,14 +10,24 @@ import sys
 import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from blocks.gemini import GeminiEmbedder
-from tasks.domain.errors import PipelineError, RecordError, TerminalError, TransientError
+from tasks.domain.errors import (
+    NotSentError,
+    PipelineError,
+    QuotaSpentError,
+    RecordError,
+    TerminalError,
+    ThrottledError,
+    TransientError,
+)
+from tasks.domain.quotas import quota_day
 from tasks.domain.vectors import Embedder, Matrix
-from tests.loopback.gemini import LoopbackGemini, raw_vector
+from tests.loopback.gemini import EnforcedQuota, LoopbackGemini, raw_vector
 
 KEY = "loopback-key/with+signs"
 DIMENSIONS = 1536
@@ -152,7 +162,7 @@ def test_it_keeps_the_promise_of_an_embedder_and_states_its_limits() -> None:
 def test_a_429_says_how_long_to_wait(client: str) -> None:
     with LoopbackGemini(api_key=KEY, faults=["429"], retry_delay_seconds=37.5) as server:
         error = error_of(server, client)
-    assert isinstance(error, TransientError)
+    assert isinstance(error, ThrottledError)
     assert error.retry_after_seconds == 37.5
     assert "PerMinute" in str(error)
     assert server.request_count == 1
@@ -169,6 +179,7 @@ def test_a_broken_answer_is_asked_for_again_by_the_caller_and_not_by_the_client(
             embedder.embed_documents(["one", "two"])
         assert server.request_count == 1
         assert caught.value.retry_after_seconds is None
+        assert not isinstance(caught.value, ThrottledError | NotSentError)  # it may have been paid for
         assert np.allclose(embedder.embed_documents(["one", "two"]), expected(["one", "two"]), atol=1e-6)
 
 
@@ -190,18 +201,20 @@ def test_a_service_that_nobody_runs_is_transient(client: str) -> None:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         embedder = GeminiEmbedder.model_validate({"api_key": KEY, "base_url": url, "client": client})
-        with pytest.raises(TransientError, match="connection to Gemini failed"):
+        with pytest.raises(NotSentError, match="connection to Gemini failed before anything was sent"):
             embedder.check()
 
 
 # -- what a person must mend -------------------------------------------------------------------------------
 
 
-def test_a_used_up_daily_quota_stops_the_run_and_says_when_to_go_on(client: str) -> None:
+def test_a_used_up_daily_quota_says_when_it_goes_on(client: str) -> None:
+    before = datetime.now(UTC)
     with LoopbackGemini(api_key=KEY, faults=["429-day"]) as server:
         error = error_of(server, client)
-    assert isinstance(error, TerminalError)
-    for words in ("EmbedContentRequestsPerDay", "midnight Pacific time", "same command again", "1000"):
+    assert isinstance(error, QuotaSpentError)
+    assert error.until in (quota_day(before).ends, quota_day(datetime.now(UTC)).ends)
+    for words in ("EmbedContentRequestsPerDay", "midnight Pacific time", f"{error.until:%Y-%m-%d %H:%M} UTC", "1000"):
         assert words in str(error)
 
 
@@ -343,6 +356,36 @@ def test_connections_are_kept_and_faults_by_chance_are_the_same_for_the_same_see
     first = answers()
     assert set(first) == {"broken", "good"}
     assert answers() == first
+
+
+def test_a_quota_is_enforced_over_a_window_that_slides(client: str) -> None:
+    clock = [0.0]
+    quota = EnforcedQuota(texts_per_minute=10, tokens_per_minute=1_000, clock=lambda: clock[0])
+    with LoopbackGemini(api_key=KEY, quota=quota) as server:
+        embedder = make_embedder(server, client)
+        embedder.embed_documents(["text"] * 6)
+        clock[0] = 40
+        embedder.embed_documents(["text"] * 4)
+        for moment, wait in ((59.5, 0.5), (40, 20)):
+            clock[0] = moment
+            with pytest.raises(ThrottledError, match="RequestsPerMinutePerProjectPerModel") as caught:
+                embedder.embed_documents(["text"] * 3)
+            assert caught.value.retry_after_seconds == wait
+        clock[0] = 60  # the first six are a minute old; what was refused used nothing up
+        embedder.embed_documents(["text"] * 6)
+        clock[0] = 101
+        with pytest.raises(ThrottledError, match="InputTokensPerMinute"):
+            embedder.embed_documents(["a long text " * 400])
+    assert (quota.accepted_requests, quota.accepted_texts) == (3, 16)
+    assert (quota.refused_requests, quota.refused_texts) == (3, 7)
+
+
+def test_a_quota_a_day_is_enforced(client: str) -> None:
+    with LoopbackGemini(api_key=KEY, quota=EnforcedQuota(texts_per_day=5)) as server:
+        embedder = make_embedder(server, client)
+        embedder.embed_documents(["text"] * 5)
+        with pytest.raises(QuotaSpentError, match="RequestsPerDayPerProjectPerModel"):
+            embedder.embed_query("text")
 
 
 def test_a_client_that_is_not_installed_is_named(client: str, monkeypatch: pytest.MonkeyPatch) -> None:

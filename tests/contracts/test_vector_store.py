@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote_plus
@@ -24,9 +25,11 @@ from tasks.domain.collections import COLLECTIONS, LOOKUP_INDEX
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.errors import PipelineError, ShardDamagedError, TerminalError, TransientError
 from tasks.domain.manifests import Manifest, Owner, ShardOutcome
-from tasks.domain.rows import changed_fields, new_row, read_vector, row_hash, row_id
+from tasks.domain.rows import RowChange, changed_fields, new_row, read_vector, row_hash, row_id
+from tasks.domain.runs import Scope
 from tasks.domain.shards import ShardRange
 from tasks.domain.vectors import EmbedderFacts
+from tasks.domain.windows import Window
 
 Record = dict[str, Any]
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -85,9 +88,10 @@ def make_row(number: int, *, ordinal: int = 0, form: Any = "float32", **changes:
     )
 
 
-def make_change(number: int, **changes: Any) -> RawBSONDocument:
+def make_change(number: int, *, seen: bytes | None = None, **changes: Any) -> RowChange:
+    """Return a change of the row that ``make_row`` makes, or of one with the hash ``seen``."""
     body = make_body(number, **changes)
-    return changed_fields(
+    fields = changed_fields(
         body,
         vector=None,
         form="float32",
@@ -96,6 +100,7 @@ def make_change(number: int, **changes: Any) -> RawBSONDocument:
         run_id="run 2",
         now=LATER,
     )
+    return RowChange(fields, seen=row_hash(make_body(number)) if seen is None else seen, becomes=row_hash(body))
 
 
 def stored_rows(database: Database[Record]) -> dict[str, Record]:
@@ -214,11 +219,59 @@ def test_changed_rows_get_their_fields_and_a_higher_version_and_keep_the_rest(
     store.update_rows({})
 
 
-def test_an_update_of_a_row_that_vanished_says_that_the_shard_must_be_judged_again(store: VectorStore) -> None:
+def test_a_repeat_of_ones_own_change_passes(store: VectorStore, database: Database[Record]) -> None:
+    store.insert_rows([make_row(1), make_row(2)])
+    changes = {document_id(n): make_change(n, siteId="another") for n in (1, 2)}
+    # An attempt that died between its writes and their acknowledgement.
+    store.update_rows({document_id(1): changes[document_id(1)]})
+    store.update_rows(changes)
+    assert {row["siteId"] for row in stored_rows(database).values()} == {"another"}
+
+
+def test_a_row_that_another_writer_changed_meanwhile_is_not_overwritten_and_the_shard_must_be_judged_again(
+    store: VectorStore, database: Database[Record]
+) -> None:
+    store.insert_rows([make_row(1), make_row(2)])
+    mine = {document_id(n): make_change(n, siteId="mine") for n in (1, 2)}
+    store.update_rows({document_id(1): make_change(1, siteId="theirs")})
+    theirs = stored_rows(database)[document_id(1)]
+    with pytest.raises(ShardDamagedError, match="1 vector documents were changed by another run meanwhile"):
+        store.update_rows(mine)
+    after = stored_rows(database)
+    assert after[document_id(1)] == theirs
+    # The others of the same call are written: the work that runs again finds them as its own.
+    assert after[document_id(2)]["siteId"] == "mine"
+
+
+def test_a_row_that_vanished_meanwhile_is_not_made_again_and_the_shard_must_be_judged_again(
+    store: VectorStore, database: Database[Record]
+) -> None:
     store.insert_rows([make_row(1), make_row(2)])
     store.remove_documents([document_id(2)])
-    with pytest.raises(ShardDamagedError, match="1 vector documents vanished"):
+    with pytest.raises(ShardDamagedError, match="1 vector documents were changed by another run meanwhile"):
         store.update_rows({document_id(1): make_change(1), document_id(2): make_change(2)})
+    assert list(stored_rows(database)) == [document_id(1)]
+
+
+def test_a_row_without_a_hash_is_changed_as_one_that_was_seen_without(
+    store: VectorStore, database: Database[Record]
+) -> None:
+    store.insert_rows([make_row(1)])
+    database["vectordocuments"].update_one({}, {"$unset": {"rowHash": 1}})
+    with pytest.raises(ShardDamagedError):
+        store.update_rows({document_id(1): make_change(1, siteId="another")})
+    assert store.find_stored([document_id(1)])[document_id(1)].row_hash == b""
+    store.update_rows({document_id(1): make_change(1, seen=b"", siteId="another")})
+    assert stored_rows(database)[document_id(1)]["siteId"] == "another"
+
+
+def test_run_and_version_of_a_row_are_told_where_they_are_asked_for(store: VectorStore) -> None:
+    store.insert_rows([make_row(1), make_row(2)])
+    store.update_rows({document_id(2): make_change(2, siteId="another")})
+    ids = [document_id(1), document_id(2)]
+    found = store.find_stored(ids, with_runs=True)
+    assert [(found[key].run_id, found[key].version) for key in ids] == [("run", 1), ("run 2", 2)]
+    assert {(row.run_id, row.version) for row in store.find_stored(ids).values()} == {("", 0)}
 
 
 def test_rows_are_removed_by_document_and_by_record(store: VectorStore, database: Database[Record]) -> None:
@@ -244,6 +297,51 @@ def test_records_are_counted_by_contract_once_each_and_other_sources_not(store: 
     store.insert_rows([make_row(number) for number in range(9)] + [make_row(4, ordinal=1)])
     store.insert_rows([make_row(50, documentId="session:contract_0:0x50:0", sourceType="session")])
     assert store.count_records_by_contract("transaction") == {f"contract_{n}": 3 for n in range(3)}
+
+
+def lineage(**changes: Any) -> Record:
+    """Return a row's fields that say what made it."""
+    made = {"model": "model-a", "dimensions": 4, "task": "none", "describer": 1, "ordinal": 0, "chunks": 1}
+    return {"lineage": made | changes}
+
+
+def test_records_are_found_by_what_made_their_vectors_within_a_scope(store: VectorStore) -> None:
+    other_team = ObjectId()
+    june, july = datetime(2025, 6, 1, tzinfo=UTC), datetime(2025, 7, 1, tzinfo=UTC)
+
+    def at(moment: datetime, contract_id: str = "contract_0") -> Record:
+        return {"metadata": {"timeframe": {"start": moment}, "facts": {"contractId": contract_id}}}
+
+    store.insert_rows(
+        [
+            make_row(4, **lineage(), **at(june)),
+            make_row(3, **lineage(describer=2), **at(july)),
+            make_row(2, **lineage(model="model-b"), **at(june, "contract_9")),
+            make_row(1, **lineage(), **at(june), teamId=other_team),
+            # Two documents of one record.
+            make_row(5, **lineage(chunks=2), **at(july)),
+            make_row(5, ordinal=1, **lineage(chunks=2, ordinal=1), **at(july)),
+            make_row(6, **lineage(), sourceType="session"),
+        ]
+    )
+
+    def found(scope: Scope | None = None, describer: int | None = None, model: str | None = None) -> list[int]:
+        criteria = store.lineage_criteria(scope or Scope(), describer=describer, model=model)
+        ids = [int(str(record), 16) for record in store.read_record_ids(criteria)]
+        assert store.count_records(criteria) == len(ids)
+        return ids
+
+    assert found() == [1, 2, 3, 4, 5]
+    assert found(describer=1, model="model-a") == [1, 4, 5]
+    assert found(describer=2) == [3]
+    assert found(model="model-b") == [2]
+    assert found(Scope(team_ids=(str(TEAM),)), model="model-a") == [3, 4, 5]
+    assert found(Scope(contract_ids=("contract_9",))) == [2]
+    assert found(Scope(window=Window(june, july))) == [1, 2, 4]
+    assert found(Scope(window=Window(july, None))) == [3, 5]
+    assert found(describer=3) == []
+    everything = store.lineage_criteria(Scope(), describer=None, model=None)
+    assert list(store.read_record_ids(everything, limit=2)) == [source_id(1), source_id(2)]
 
 
 # -- dead letters ------------------------------------------------------------------------------------------
@@ -296,6 +394,52 @@ def test_a_resolved_dead_letter_is_closed_until_its_record_is_refused_again(
     assert set(store.read_dead_letter_ids("transaction")) == {source_id(1), source_id(2)}
 
 
+def test_open_dead_letters_are_chosen_by_reason_team_and_age_the_oldest_first(store: VectorStore) -> None:
+    other_team = replace(make_letter(source_id(3)), team_id=str(ObjectId()))
+    store.save_dead_letters([make_letter(source_id(1), "amount_ambiguous"), other_team], run_id="run 1", now=LATER)
+    store.save_dead_letters([make_letter("text id"), make_letter(source_id(4))], run_id="run 0", now=NOW)
+    store.save_dead_letters([make_letter(source_id(9))], run_id="run 0", now=NOW)
+    store.resolve_dead_letters("transaction", [source_id(9)], run_id="run 1", now=LATER)
+
+    def chosen(**criteria: Any) -> list[Any]:
+        wanted = store.letter_criteria("transaction", **criteria)
+        ids = list(store.read_open_letters(wanted))
+        assert store.count_open_letters(wanted) == len(ids)
+        return ids
+
+    ids = chosen()
+    assert set(ids[:2]) == {"text id", source_id(4)}
+    assert set(ids[2:]) == {source_id(1), source_id(3)}
+    assert set(store.read_open_letters(store.letter_criteria("transaction"), limit=2)) == set(ids[:2])
+    assert chosen(codes=["amount_ambiguous"]) == [source_id(1)]
+    assert set(chosen(team_ids=[str(TEAM)])) == {"text id", source_id(4), source_id(1)}
+    assert set(chosen(before=LATER)) == {"text id", source_id(4)}
+    assert set(chosen(since=LATER)) == {source_id(1), source_id(3)}
+    assert chosen(codes=["amount_ambiguous"], before=LATER) == []
+    assert store.letter_criteria("session") == {"sourceType": "session", "status": "open"}
+    assert store.count_open_letters(store.letter_criteria("session")) == 0
+    # The same letter's ids stand while what is done with them changes it.
+    reading = store.read_open_letters(store.letter_criteria("transaction"))
+    first = next(reading)
+    store.resolve_dead_letters("transaction", ids, run_id="run 2", now=LATER)
+    assert [first, *reading] == ids
+
+
+def test_dead_letters_are_counted_by_reason_the_most_frequent_first_with_an_example_of_each(store: VectorStore) -> None:
+    letters = [make_letter(source_id(n), "rare" if n == 1 else "frequent") for n in (3, 2, 1)]
+    store.save_dead_letters(letters, run_id="run 1", now=NOW)
+    store.save_dead_letters([make_letter(source_id(8), "of another run")], run_id="run 2", now=NOW)
+    store.save_dead_letters([make_letter(source_id(7), "closed")], run_id="run 1", now=NOW)
+    store.resolve_dead_letters("transaction", [source_id(7)], run_id="run 1", now=LATER)
+    assert next(iter(store.count_letters_by_code())) == "frequent"
+    assert store.count_letters_by_code() == {"frequent": 2, "rare": 1, "of another run": 1}
+    assert store.count_dead_letters("run 1") == {"frequent": 2, "rare": 1}
+    assert store.find_dead_letter_examples(["run 0", "run 1"]) == {
+        "frequent": {"count": 2, "sourceId": source_id(2), "reason": "the reason of frequent"},
+        "rare": {"count": 1, "sourceId": source_id(1), "reason": "the reason of rare"},
+    }
+
+
 # -- checkpoints, jobs, the model --------------------------------------------------------------------------
 
 
@@ -332,6 +476,19 @@ def test_a_job_is_written_whole_by_its_id_and_the_newest_is_found(
     assert store.find_job({"jobId": "c"}) is None
     with pytest.raises(TerminalError, match="writing a job"):
         store.save_job({**job, "jobId": "d", "status": "unheard of"})
+
+
+def test_jobs_are_listed_newest_first_and_a_live_one_shows_that_it_lives(store: VectorStore) -> None:
+    job = {"jobType": "migration", "createdAt": NOW, "updatedAt": NOW}
+    store.save_job({**job, "jobId": "a", "status": "processing"})
+    store.save_job({**job, "jobId": "b", "status": "completed", "createdAt": LATER})
+    assert [found["jobId"] for found in store.find_jobs({})] == ["b", "a"]
+    assert [found["jobId"] for found in store.find_jobs({}, limit=1)] == ["b"]
+    assert [found["jobId"] for found in store.find_jobs({"status": "processing"})] == ["a"]
+    for name in ("a", "b"):
+        store.touch_job(name, now=LATER)
+    # What has ended stays as it ended.
+    assert {found["jobId"]: found["updatedAt"] for found in store.find_jobs({})} == {"a": LATER, "b": NOW}
 
 
 def test_of_two_runs_that_claim_the_same_work_one_gets_it(store: VectorStore) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -113,13 +116,17 @@ class Pipeline:
         self.last_run_id = state.state_details.flow_run_id
         return state
 
-    def migrate(self, **parameters: Any) -> Record:
+    def complete(self, flow: Flow[..., Any], **parameters: Any) -> Record:
         """Return the report of a run that must complete."""
-        state = self.run(**parameters)
+        state = self.run(flow, **parameters)
         if not state.is_completed():
             raise RunFailedError(state.message)
         report: Record = state.result()
         return report
+
+    def migrate(self, **parameters: Any) -> Record:
+        """Return the report of a migration that must complete."""
+        return self.complete(migrate, **parameters)
 
     def refusal(self, **parameters: Any) -> str:
         """Return the message of a run that must fail."""
@@ -172,6 +179,11 @@ class Pipeline:
     def jobs(self) -> list[Record]:
         return list(self.store["embeddingjobs"].find().sort("createdAt", 1))
 
+    def position(self) -> Record | None:
+        """Return where ingest goes on."""
+        found: Record | None = self.store["ragstore"].find_one({"_id": "position:transaction"})
+        return found
+
     def counts(self) -> dict[str, int]:
         """Return the number of documents of every collection of both databases."""
         return {
@@ -220,6 +232,52 @@ def repeated(source: Record, number: int, **changes: Any) -> Record:
     """Return another record like this one, of another transaction: ``number`` makes its id and its hash."""
     made = {**source, "_id": ObjectId(f"{number:024x}"), "tx_hash": f"0x{number:064x}", **changes}
     return {name: value for name, value in made.items() if value is not None}
+
+
+class HeldRequest:
+    """A fault plan that holds one request, of those counted from now on, until it is let go; all others pass.
+
+    A plan may be armed again, for another request of the same server.
+    """
+
+    def __init__(self, *, faults: Callable[[int], str | None] = lambda _: None) -> None:
+        self.faults = faults
+        self._index = -1
+        self._arrived, self._released = threading.Event(), threading.Event()
+
+    def __call__(self, index: int) -> str | None:
+        if index == self._index:
+            self._arrived.set()
+            if not self._released.wait(240):
+                return "drop"
+        return self.faults(index)
+
+    def hold(self, index: int) -> None:
+        """Hold the request of this index."""
+        self._index = index
+        self._arrived.clear()
+        self._released.clear()
+
+    def wait(self, beside: Future[Any] | None = None) -> None:
+        """Return when the request is there; fail where what should make it ends without."""
+
+        def look() -> bool | None:
+            if not self._arrived.is_set() and beside is not None and beside.done():
+                pytest.fail(f"it ended without the request: {beside.result()}")
+            return True if self._arrived.is_set() else None
+
+        wait_for(look, what="the held request", seconds=240)
+
+    def release(self) -> None:
+        """Let it go."""
+        self._released.set()
+
+
+@contextmanager
+def beside(work: Callable[[], Found]) -> Iterator[Future[Found]]:
+    """Do some work in another thread, which talks to the same Prefect server; it has ended when the block has."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        yield pool.submit(contextvars.copy_context().run, work)
 
 
 def prefect_client() -> SyncPrefectClient:

@@ -15,7 +15,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from deployments.cli import SUMMARY_FIELDS
+from deployments.runs import SUMMARY_FIELDS
 from deployments.sample import SAMPLE_QUESTIONS, load_sample
 
 ROWS = 1_000

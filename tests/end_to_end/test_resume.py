@@ -95,16 +95,15 @@ def test_a_run_that_failed_half_way_goes_on_at_its_unfinished_shards_and_pays_fo
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record]
 ) -> None:
     pipeline.load(source_data, source_data.some(ROWS))
-    with LoopbackGemini(faults=lambda index: "429-day" if index >= IN_THE_SECOND_SHARD else None) as server:
+    with LoopbackGemini(faults=lambda index: "403" if index >= IN_THE_SECOND_SHARD else None) as server:
         pipeline.use_gemini(server, cryptique_gemini_concurrency=1)
         message = pipeline.refusal(**BY_SHARD)
-        assert "daily quota" in message
-        assert "running the same command again then resumes" in message
+        assert "Gemini refuses GEMINI_API_KEY" in message
         assert 0 < len(pipeline.documents()) < ROWS
         assert pipeline.store["ragcheckpoints"].count_documents({}) == 1
         (job,) = pipeline.jobs()
         assert (job["status"], job["progress"]["processed"]) == ("failed", 300)
-        assert "daily quota" in job["errors"][-1]["error"]
+        assert "Gemini refuses GEMINI_API_KEY" in job["errors"][-1]["error"]
         first_id, paid = pipeline.last_run_id, len(embedded_texts(server))
 
         server.faults = ()
@@ -116,7 +115,10 @@ def test_a_run_that_failed_half_way_goes_on_at_its_unfinished_shards_and_pays_fo
     assert comparable(pipeline.documents()) == comparable(undisturbed)
     (job,) = pipeline.jobs()
     assert (job["status"], job["results"]["documentsCreated"]) == ("completed", ROWS)
+    # Taken up once; what failed the first time stays told.
+    assert (job["retryConfig"]["retryCount"], len(job["errors"])) == (1, 1)
     assert pipeline.last_run_id != first_id
+    assert job["metadata"]["runIds"] == [str(first_id), str(pipeline.last_run_id)]
     # Nothing is left lying about.
     assert pipeline.store["ragcheckpoints"].count_documents({}) == 0
     assert not [path for path in (pipeline.home / "shards").rglob("*") if path.is_file()]
@@ -126,7 +128,7 @@ def test_a_run_told_not_to_resume_starts_over_and_still_writes_nothing_twice(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record]
 ) -> None:
     pipeline.load(source_data, source_data.some(ROWS))
-    with LoopbackGemini(faults=lambda index: "429-day" if index >= IN_THE_SECOND_SHARD else None) as server:
+    with LoopbackGemini(faults=lambda index: "403" if index >= IN_THE_SECOND_SHARD else None) as server:
         pipeline.use_gemini(server, cryptique_gemini_concurrency=1)
         pipeline.refusal(**BY_SHARD)
         server.faults = ()
@@ -159,7 +161,7 @@ def test_a_shard_whose_files_are_lost_between_two_attempts_runs_again_from_its_s
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record]
 ) -> None:
     pipeline.load(source_data, source_data.some(ROWS))
-    with LoopbackGemini(faults=lambda index: "429-day" if index >= IN_THE_SECOND_SHARD else None) as server:
+    with LoopbackGemini(faults=lambda index: "403" if index >= IN_THE_SECOND_SHARD else None) as server:
         pipeline.use_gemini(server, cryptique_gemini_concurrency=1)
         pipeline.refusal(**BY_SHARD)
         files = list((pipeline.home / "shards").rglob("*.arrow"))

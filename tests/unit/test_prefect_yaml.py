@@ -14,12 +14,15 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 
-from deployments.up import POOL, QUEUES, WORKER_LIMIT
+from deployments.work_pool import POOL, QUEUES, WORKER_LIMIT
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
 FILE: dict[str, Any] = yaml.safe_load(TEXT)
 DEPLOYMENTS: dict[str, dict[str, Any]] = {deployment["name"]: deployment for deployment in FILE["deployments"]}
+
+#: What only the load that starts it can say.
+REQUIRED: dict[str, dict[str, Any]] = {"partition": {"run_key": "20260101T000000-0a1b2c3d", "number": 0}}
 
 each_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS.values(), ids=DEPLOYMENTS.keys())
 
@@ -36,7 +39,10 @@ def test_an_entrypoint_is_a_module_path_to_the_flow_of_that_name(deployment: dic
 
 @each_deployment
 def test_the_parameters_are_what_the_flow_takes(deployment: dict[str, Any]) -> None:
-    load(deployment).validate_parameters(deployment["parameters"])
+    found = load(deployment)
+    given = {**REQUIRED.get(deployment["name"], {}), **deployment["parameters"]}
+    found.validate_parameters(given)
+    assert set(found.parameters.required) <= given.keys()
 
 
 @each_deployment
@@ -78,13 +84,13 @@ def test_every_flow_with_a_file_of_its_own_has_a_deployment() -> None:
 
 def test_ongoing_work_comes_first_and_bulk_work_never_fills_the_worker() -> None:
     queues = {queue.name: queue for queue in QUEUES}
-    assert queues["ongoing"].priority < queues["bulk"].priority
+    assert queues["ongoing"].priority < queues["bulk"].priority < queues["partitions"].priority
     assert queues["ongoing"].concurrency_limit is None
-    assert 0 < (queues["bulk"].concurrency_limit or WORKER_LIMIT) < WORKER_LIMIT
-    assert DEPLOYMENTS["migrate"]["work_pool"]["work_queue_name"] == "bulk"
-    assert DEPLOYMENTS["migrate"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    if "ingest" in DEPLOYMENTS:
-        assert DEPLOYMENTS["ingest"]["work_pool"]["work_queue_name"] == "ongoing"
+    assert sum(queues[name].concurrency_limit or WORKER_LIMIT for name in ("bulk", "partitions")) < WORKER_LIMIT
+    assert DEPLOYMENTS["ingest"]["work_pool"]["work_queue_name"] == "ongoing"
+    for name in ("migrate", "backfill", "replay", "reconcile"):
+        assert DEPLOYMENTS[name]["work_pool"]["work_queue_name"] == "bulk"
+        assert DEPLOYMENTS[name]["concurrency_limit"]["limit"] == 1
 
 
 def test_it_holds_no_path_of_a_machine_and_each_worker_says_where_the_project_lies() -> None:

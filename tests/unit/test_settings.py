@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.register_blocks import make_blocks
 from deployments.settings import Settings, describe_settings, env_example, load_settings
 from tasks.domain.errors import TerminalError
 
@@ -24,6 +25,11 @@ PUBLIC = [
     "SLACK_WEBHOOK_URL",
     "CRYPTIQUE_ALERT_WEBHOOK_KIND",
     "CRYPTIQUE_HOME",
+    "CRYPTIQUE_SHARDS",
+    "CRYPTIQUE_S3_ENDPOINT",
+    "CRYPTIQUE_S3_REGION",
+    "CRYPTIQUE_S3_ACCESS_KEY",
+    "CRYPTIQUE_S3_SECRET_KEY",
 ]
 
 
@@ -145,10 +151,68 @@ def test_a_webhook_that_is_no_address_is_refused_without_being_repeated(
     assert SECRET not in told
 
 
+@pytest.mark.parametrize(
+    ("place", "folder", "shared", "bucket"),
+    [
+        (None, ".cryptique/shards", None, None),
+        ("shards", "shards", None, None),
+        ("/data/shards", "/data/shards", None, None),
+        ("shared:/mnt/shards", ".cryptique/scratch", "/mnt/shards", None),
+        ("s3://shards.of-us", ".cryptique/scratch", None, ("shards.of-us", "")),
+        ("s3://shards/a/b/", ".cryptique/scratch", None, ("shards", "a/b")),
+    ],
+)
+def test_shard_files_lie_in_a_folder_in_one_that_machines_share_or_in_a_bucket(
+    monkeypatch: pytest.MonkeyPatch,
+    place: str | None,
+    folder: str,
+    shared: str | None,
+    bucket: tuple[str, str] | None,
+) -> None:
+    if place is not None:
+        monkeypatch.setenv("CRYPTIQUE_SHARDS", place)
+    monkeypatch.setenv("CRYPTIQUE_S3_ENDPOINT", "http://127.0.0.1:8333/")
+    settings = load_settings()
+    assert settings.shards_folder == Path.cwd() / folder
+    assert settings.shared_shards == (shared and Path(shared))
+    assert settings.shards_bucket == bucket
+    store = make_blocks(settings).shards
+    assert store.folder == settings.shards_folder
+    assert store.shared == settings.shared_shards
+    if bucket is None:
+        assert store.bucket is None
+    else:
+        assert store.bucket is not None
+        assert (store.bucket.bucket, store.bucket.prefix) == bucket
+        assert store.bucket.endpoint == "http://127.0.0.1:8333"
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["s3://", "s3://B/x", "s3:///x", "s3://shards/a//x", "s3://shards/../x", "shared:relative", "shared:", "gs://b/x"],
+)
+def test_a_place_for_shard_files_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    assert "CRYPTIQUE_SHARDS" in problem(monkeypatch, CRYPTIQUE_SHARDS=place)
+
+
+def test_a_shard_folder_that_is_a_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert "CRYPTIQUE_SHARDS" in problem(monkeypatch, CRYPTIQUE_SHARDS="file/shards")
+
+
+def test_one_key_of_s3_without_the_other_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = problem(monkeypatch, CRYPTIQUE_S3_SECRET_KEY=SECRET, CRYPTIQUE_S3_ENDPOINT="s3.example")
+    assert "CRYPTIQUE_S3_ENDPOINT" in told
+    assert "CRYPTIQUE_S3_ACCESS_KEY" in told
+    assert SECRET not in told
+
+
 def test_no_secret_is_in_what_settings_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRYPTIQUE_SOURCE_URI", f"mongodb://user:{SECRET}@host/")
     monkeypatch.setenv("CRYPTIQUE_VECTORS_URI", f"mongodb+srv://user:{SECRET}@host/")
     monkeypatch.setenv("GEMINI_API_KEY", SECRET)
+    monkeypatch.setenv("CRYPTIQUE_S3_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("CRYPTIQUE_S3_SECRET_KEY", SECRET)
     monkeypatch.setenv("SLACK_WEBHOOK_URL", f"https://hooks.slack.example/services/{SECRET}")
     settings = load_settings()
     for shown in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
@@ -160,3 +224,4 @@ def test_no_secret_is_in_what_settings_show(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_holds_a_password_or_a_key_is_marked_as_a_secret() -> None:
     secret = {row.name for row in describe_settings() if row.secret}
     assert {"CRYPTIQUE_SOURCE_URI", "CRYPTIQUE_VECTORS_URI", "GEMINI_API_KEY", "SLACK_WEBHOOK_URL"} <= secret
+    assert {"CRYPTIQUE_S3_ACCESS_KEY", "CRYPTIQUE_S3_SECRET_KEY"} <= secret

@@ -1,0 +1,362 @@
+"""Commands that start a run in this process: migrate, backfill, replay, reconcile, ingest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deployments.console import (
+    JsonOption,
+    bar,
+    moment,
+    object_id,
+    print_json,
+    quiet_prefect,
+    reported,
+    services,
+    wrong,
+)
+
+if TYPE_CHECKING:
+    from flows.progress import Progress
+
+#: The fields of `migrate --json`, in order; programs rely on them.
+SUMMARY_FIELDS = (
+    "run_id",
+    "read",
+    "written",
+    "unchanged",
+    "dead_lettered",
+    "removed",
+    "chunks",
+    "tokens",
+    "cost_usd",
+    "seconds",
+)
+
+StartOption = Annotated[str | None, typer.Option(help="First block time to take: 2025-06-01 or 2025-06-01T12:00, UTC.")]
+EndOption = Annotated[str | None, typer.Option(help="First block time not to take.")]
+TeamOption = Annotated[list[str] | None, typer.Option(help="Only this team's records; may be given again.")]
+ContractOption = Annotated[list[str] | None, typer.Option(help="Only this contract's; may be given again.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most this many records.")]
+ShardRowsOption = Annotated[int, typer.Option(min=1, max=50_000, help="Records in a shard, the unit of retry.")]
+InFlightOption = Annotated[int, typer.Option(min=1, max=8, help="Shards at work at once.")]
+ChildRunsOption = Annotated[
+    int, typer.Option(min=0, max=16, help="Child runs at once on the pool's workers; 0: this process does it all.")
+]
+BudgetOption = Annotated[
+    float | None, typer.Option(min=0.000001, help="Dollars for embeddings; at that the run stops, and can go on.")
+]
+RetriesOption = Annotated[int, typer.Option(min=0, max=10, help="How often a failed stage is tried again.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Count rows, tokens, cost and time; write nothing, embed nothing.")
+]
+
+
+class Rebuild(StrEnum):
+    """Which texts a backfill embeds."""
+
+    CHANGED = "changed"
+    EVERYTHING = "everything"
+
+
+def migrate(
+    start: StartOption = None,
+    end: EndOption = None,
+    team: TeamOption = None,
+    contract: ContractOption = None,
+    limit: LimitOption = None,
+    shard_rows: ShardRowsOption = 5_000,
+    shards_in_flight: InFlightOption = 2,
+    child_runs: ChildRunsOption = 0,
+    budget_usd: BudgetOption = None,
+    retries: RetriesOption = 3,
+    dry_run: DryRunOption = False,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Do not take up an unfinished run.")] = False,
+    replace_model: Annotated[
+        bool, typer.Option("--replace-model", help="Replace stored vectors of another model: embeds everything again.")
+    ] = False,
+    remove_orphans: Annotated[
+        bool, typer.Option("--remove-orphans", help="Remove vectors of deleted records, however many.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Migrate transactions into the vector store: only what is new or changed is embedded and written.
+
+    A run that was cut off goes on where it stopped when the same command is given again. Every record ends as
+    written, unchanged or a dead letter with its reason. cost_usd is at Gemini's list price, with the offline
+    embedder what Gemini would have cost.
+
+    Try first: cryptique-rag migrate --dry-run --limit 1000
+    """
+    with reported(), quiet_prefect():
+        parameters = {
+            **_scope(start, end, team, contract, limit),
+            "shard_rows": shard_rows,
+            "shards_in_flight": shards_in_flight,
+            "child_runs": child_runs,
+            "budget_usd": budget_usd,
+            "retries": retries,
+            "dry_run": dry_run,
+            "resume": not no_resume,
+            "replace_model": replace_model,
+            "remove_orphans": remove_orphans,
+        }
+        with services():
+            report = run_migrate(parameters)
+        _print(report, as_json)
+
+
+def backfill(
+    start: StartOption = None,
+    end: EndOption = None,
+    team: TeamOption = None,
+    contract: ContractOption = None,
+    limit: LimitOption = None,
+    rebuild: Annotated[
+        Rebuild, typer.Option(help="changed: embed what changed. everything: embed, and pay for, every text again.")
+    ] = Rebuild.CHANGED,
+    stored_describer: Annotated[
+        int | None, typer.Option(min=1, help="Only records whose stored text this version of the describer made.")
+    ] = None,
+    stored_model: Annotated[str | None, typer.Option(help="Only records with stored vectors of this model.")] = None,
+    shard_rows: ShardRowsOption = 5_000,
+    shards_in_flight: InFlightOption = 2,
+    child_runs: ChildRunsOption = 0,
+    budget_usd: BudgetOption = None,
+    retries: RetriesOption = 3,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a past window, teams or contracts again, or what an older describer or model stored.
+
+    Never moves where `ingest` goes on. The same backfill twice at once is refused the second time.
+
+    Try first: cryptique-rag backfill --start 2025-06-01 --end 2025-07-01 --dry-run
+    """
+    with reported(), quiet_prefect():
+        parameters = {
+            **_scope(start, end, team, contract, limit),
+            "rebuild": rebuild.value,
+            "stored_describer": stored_describer,
+            "stored_model": stored_model,
+            "shard_rows": shard_rows,
+            "shards_in_flight": shards_in_flight,
+            "child_runs": child_runs,
+            "budget_usd": budget_usd,
+            "retries": retries,
+            "dry_run": dry_run,
+        }
+        with services():
+            from flows.backfill import backfill as backfill_flow
+
+            report = _with_progress("backfilling", backfill_flow, parameters)
+        _print(report, as_json)
+
+
+def replay(
+    reason: Annotated[
+        list[str] | None, typer.Option(help="Only dead letters with this reason code; may be given again.")
+    ] = None,
+    team: TeamOption = None,
+    older_than_hours: Annotated[float | None, typer.Option(min=0.001, help="Only those refused longer ago.")] = None,
+    newer_than_hours: Annotated[float | None, typer.Option(min=0.001, help="Only those refused since then.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many, the oldest first.")] = None,
+    budget_usd: BudgetOption = None,
+    retries: RetriesOption = 3,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take refused records through the stages again, after a fix: each is resolved, or stays with its new reason.
+
+    Example: cryptique-rag replay --reason amount_unreadable --dry-run
+    """
+    with reported(), quiet_prefect():
+        parameters = {
+            "reasons": list(reason or []),
+            "teams": [object_id(value, "--team") for value in team or []],
+            "older_than_hours": older_than_hours,
+            "newer_than_hours": newer_than_hours,
+            "limit": limit,
+            "budget_usd": budget_usd,
+            "retries": retries,
+            "dry_run": dry_run,
+        }
+        with services():
+            from flows.replay import replay as replay_flow
+
+            report = _with_progress("replaying", replay_flow, parameters)
+        if as_json:
+            print_json({name: report[name] for name in ("resolved", "still_open")} | summary(report))
+            return
+        verb = "would be resolved" if dry_run else "resolved"
+        print(f"{report['resolved']:,} dead letters {verb}, {report['still_open']:,} stay open")
+        print_report(report)
+
+
+def reconcile(
+    no_heal: Annotated[
+        bool, typer.Option("--no-heal", help="Only tell what differs, and exit with 1 if anything does.")
+    ] = False,
+    remove_orphans: Annotated[
+        bool, typer.Option("--remove-orphans", help="Remove vectors of deleted records, however many.")
+    ] = False,
+    shard_rows: ShardRowsOption = 5_000,
+    budget_usd: BudgetOption = None,
+    retries: RetriesOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every record of the source with what is stored of it, and mend what differs.
+
+    Finds what is missing, stale, doubled, orphaned or refused without a dead letter; embeds only what differs.
+    """
+    with reported(), quiet_prefect():
+        parameters = {
+            "heal": not no_heal,
+            "remove_orphans": remove_orphans,
+            "shard_rows": shard_rows,
+            "budget_usd": budget_usd,
+            "retries": retries,
+        }
+        with services():
+            from flows.reconcile import reconcile as reconcile_flow
+
+            report = _with_progress("comparing", reconcile_flow, parameters)
+        if as_json:
+            print_json(report)
+            return
+        for name, value in report.items():
+            print(f"{name}: {value:,}")
+
+
+def ingest(
+    max_seconds: Annotated[float, typer.Option(min=1, max=86_400, help="How long to follow the source.")] = 285.0,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="End as soon as nothing is left to take over.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over what changed in the source since the last time: inserts, updates and deletes.
+
+    Its position moves only when a batch is stored. Without one, or when the source no longer knows what changed, the
+    whole source is compared once. `make up` runs it every five minutes.
+    """
+    with reported(), quiet_prefect():
+        with services():
+            from flows.ingest import ingest as ingest_flow
+
+            report: dict[str, Any] = ingest_flow(max_seconds=max_seconds, until_idle=until_idle)  # type: ignore[assignment]
+        if as_json:
+            print_json(report)
+            return
+        for name, value in report.items():
+            if value not in (None, {}):
+                print(f"{name.replace('_', ' ')}: {value}")
+
+
+# -- parts of commands ----------------------------------------------------------------------------------------
+
+
+def _scope(
+    start: str | None, end: str | None, team: list[str] | None, contract: list[str] | None, limit: int | None
+) -> dict[str, Any]:
+    first, last = moment(start, "--start"), moment(end, "--end")
+    if first and last and _naive(first) >= _naive(last):
+        wrong("--start must lie before --end")
+    return {
+        "start": first,
+        "end": last,
+        "teams": [object_id(value, "--team") for value in team or []],
+        "contracts": list(contract or []),
+        "limit": limit,
+    }
+
+
+def _naive(value: datetime) -> datetime:
+    return value.replace(tzinfo=None)
+
+
+def run_migrate(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Migrate in this process and return the report, with progress on a terminal."""
+    from flows.migrate import migrate as migrate_flow
+
+    return _with_progress("migrating", migrate_flow, parameters)
+
+
+def _with_progress(label: str, flow: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    from flows.progress import listener
+
+    with bar(label, None) as show:
+
+        def listen(progress: Progress) -> None:
+            show(progress.done, progress.total)
+
+        token = listener.set(listen)
+        try:
+            report: dict[str, Any] = flow(**parameters)
+        finally:
+            listener.reset(token)
+    return report
+
+
+# -- words out ------------------------------------------------------------------------------------------------
+
+
+def _print(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(summary(report))
+    else:
+        print_report(report)
+
+
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what programs read of a load's report."""
+    summary = {name: report[name] for name in SUMMARY_FIELDS}
+    if report["dry_run"]:
+        summary |= {"dry_run": True, "quota_seconds": report["quota_seconds"]}
+    return summary
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print a load's report for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    offline = report["embedder"].startswith("wordllama")
+    dry = report["dry_run"]
+    rows = [
+        ("read", f"{report['read']:,}"),
+        ("to write" if dry else "written", f"{report['written']:,}"),
+        ("skipped (unchanged)", f"{report['unchanged']:,}"),
+        ("dead-lettered", f"{report['dead_lettered']:,}"),
+        ("removed", f"{report['removed']:,}"),
+        ("chunks", f"{report['chunks']:,}"),
+        ("tokens to embed" if dry else "tokens embedded", f"{report['tokens']:,}"),
+        ("Gemini would have cost" if offline else "cost", f"${report['cost_usd']:.4f}"),
+        ("seconds", f"{report['seconds']:,.1f}"),
+        ("rows/s", f"{report['rows_per_second']:,.0f}"),
+    ]
+    if report["quota_seconds"]:
+        from flows.progress import duration
+
+        rows.append(("time at the quota, at least", duration(report["quota_seconds"])))
+    table = Table(title="What a run would do" if dry else "What the run did", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in rows:
+        table.add_row(name, value)
+    console = Console(highlight=False)
+    console.print(table)
+    if report["refused"]:
+        reasons = ", ".join(f"{code} {number:,}" for code, number in sorted(report["refused"].items()))
+        console.print(f"Dead letters by reason: {reasons}", soft_wrap=True)
+        if not dry:
+            console.print(
+                f"Each with its record: db.deadletters.find({{runId: '{report['flow_run_id']}'}})", soft_wrap=True
+            )
+    if report["arrived"]:
+        console.print(f"{report['arrived']:,} records arrived while it ran; the next run takes them.")

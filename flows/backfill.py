@@ -1,0 +1,147 @@
+"""Backfill: a past window, some teams or contracts, or what an older describer or model stored, once more."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from pydantic import Field
+
+from blocks.memory import limit_heaps
+from flows.blocks import Parts, load_parts
+from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
+from flows.load import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, LoadOptions, load, make_scope, prepare, rehearse
+from flows.migrate import MAX_CHILD_RUNS
+from flows.parameters import (
+    ALL_SOURCES,
+    Budget,
+    ContractIds,
+    DryRun,
+    End,
+    Limit,
+    Retries,
+    ShardRows,
+    ShardsInFlight,
+    Sources,
+    Start,
+    TeamIds,
+    run_name,
+)
+from flows.partition import work_fingerprint
+from flows.records import Selection, load_records, rehearse_records
+from flows.report import message_of
+from flows.stages import task_runner
+from tasks.domain.documents import DESCRIBER_VERSION
+from tasks.domain.errors import InputError
+from tasks.domain.runs import Run, Scope
+from tasks.policy import DEFAULT_RETRIES
+
+Rebuild = Literal["changed", "everything"]
+
+
+@flow(
+    name="backfill",
+    flow_run_name=run_name,
+    task_runner=task_runner(),
+    on_failure=[alert_on_failure],
+    on_crashed=[alert_on_crashed],
+    on_completion=[resolve_on_completion],
+)
+def backfill(
+    sources: Sources = ALL_SOURCES,
+    start: Start = None,
+    end: End = None,
+    teams: TeamIds = [],  # noqa: B006
+    contracts: ContractIds = [],  # noqa: B006
+    limit: Limit = None,
+    rebuild: Annotated[
+        Rebuild,
+        Field(
+            description="changed: embed only texts that changed. everything: embed every text again, and pay for it."
+        ),
+    ] = "changed",
+    stored_describer: Annotated[
+        int | None,
+        Field(ge=1, description="Only records whose stored text was made by this version of the describer; none: all."),
+    ] = None,
+    stored_model: Annotated[
+        str | None, Field(min_length=1, description="Only records whose stored vectors are of this model; none: all.")
+    ] = None,
+    shard_rows: ShardRows = DEFAULT_SHARD_ROWS,
+    shards_in_flight: ShardsInFlight = DEFAULT_SHARDS_IN_FLIGHT,
+    child_runs: Annotated[
+        int, Field(ge=0, le=MAX_CHILD_RUNS, description="0: this process does it all; else this many child runs.")
+    ] = 0,
+    budget_usd: Budget = None,
+    dry_run: DryRun = False,
+    retries: Retries = DEFAULT_RETRIES,
+) -> State[dict[str, Any]]:
+    """Take a past window, team or contract through the stages again; never moves where ``ingest`` goes on.
+
+    By default only what changed is embedded and written. ``stored_describer`` and ``stored_model`` choose by what
+    made the stored vectors: such records are read from the source again and described by today's code; another model
+    than the run's can only be replaced in the whole store. The same backfill started twice at once is refused the
+    second time; one that was cut off goes on where it stopped. The result has the fields of ``LoadReport``.
+    """
+    began = time.monotonic()
+    limit_heaps()
+    parts = load_parts(retries=retries)
+    options = LoadOptions(
+        shard_rows=shard_rows,
+        shards_in_flight=shards_in_flight,
+        child_runs=child_runs,
+        budget_usd=budget_usd,
+        rebuild=rebuild == "everything",
+    )
+    scope = make_scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit)
+    replaces = _require_stored(scope, parts, stored_describer, stored_model)
+    parts.vectors.require_model(parts.facts, replace=replaces, write=False)
+    get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)
+    if stored_describer is not None or stored_model is not None:
+        criteria = parts.vectors.lineage_criteria(scope, describer=stored_describer, model=stored_model)
+
+        def select(_: Run) -> Selection:
+            return Selection(parts.vectors.read_record_ids(criteria, limit=limit or 0))
+
+        if dry_run:
+            report, _ = rehearse_records(scope, select, parts, rebuild=options.rebuild)
+        else:
+            prepare(parts, replace_model=replaces)
+            work = work_fingerprint(scope, parts, shard_rows=0, rebuild=options.rebuild)
+            work += f"-{stored_describer}-{stored_model}"
+            report, _ = load_records(
+                "backfill",
+                work,
+                scope,
+                select,
+                parts,
+                began=began,
+                rebuild=options.rebuild,
+                budget_usd=budget_usd,
+                resume=True,
+            )
+    elif dry_run:
+        report, _ = rehearse(scope, parts, options, began=began)
+    else:
+        report, _ = load("backfill", scope, parts, options, began=began)
+    return Completed(message=message_of(report), data=asdict(report))
+
+
+def _require_stored(scope: Scope, parts: Parts, describer: int | None, model: str | None) -> bool:
+    """Return whether the whole store is to change its model; raise ``InputError`` for a version that stored nothing."""
+    if describer is not None and describer > DESCRIBER_VERSION:
+        raise InputError(
+            f"stored_describer {describer} is newer than this code, whose describer is {DESCRIBER_VERSION}: nothing "
+            "was stored by it, or this is the older code"
+        )
+    if model is None or model == parts.facts.model:
+        return False
+    everywhere = Scope(scope.source_type)
+    if not parts.vectors.count(parts.vectors.lineage_criteria(everywhere, describer=None, model=model)):
+        raise InputError(f"no stored vector is of the model {model}: `lineage.model` of the documents tells theirs")
+    # In part of a store it would hide all the rest from searches, which compare vectors of one model only.
+    return scope.whole and describer is None

@@ -1,0 +1,350 @@
+"""Load: the records of a scope into ``vectordocuments``, shard by shard, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Literal
+
+from prefect import get_run_logger, task
+from prefect.futures import PrefectFuture
+
+from blocks.mongo import MongoSource
+from blocks.vector_store import VectorStore
+from flows.blocks import Parts, PipelineEmbedder, with_gate
+from flows.jobs import BUDGET_CODE, Job, heartbeat, job_origin, new_run, take_up
+from flows.partition import finish_in_children, require_no_children, work_fingerprint
+from flows.pauses import pause_for_a_person, pause_until_the_quota_is_back
+from flows.progress import Progress
+from flows.report import Announcer, LoadReport, by_reason, make_report, publish
+from flows.stages import StageWork, whole
+from tasks.chunk import DescribedChunk, chunk_shard
+from tasks.domain.dead_letters import DeadLetter
+from tasks.domain.errors import BudgetSpentError, InputError, QuotaSpentError, TerminalError
+from tasks.domain.manifests import Counts, Manifest, Owner
+from tasks.domain.owners import Owners
+from tasks.domain.rows import Verdict
+from tasks.domain.runs import Run, Scope
+from tasks.domain.shards import Shard, ShardRange
+from tasks.domain.tables import from_table
+from tasks.domain.windows import Window
+from tasks.extract import COLLECTION, extract_shard, in_window, source_criteria
+from tasks.policy import STAGE
+from tasks.reconcile import Reconciliation, reconcile_run
+from tasks.validate import validate_shard
+
+#: A row of the source, described, chunked and embedded, is some 10 kB: 5,000 rows are 50 MB and six task runs.
+DEFAULT_SHARD_ROWS = 5_000
+#: Two shards keep both the embedder and the database busy; memory holds no more than these.
+DEFAULT_SHARDS_IN_FLIGHT = 2
+_SHOWN_DIFFERENCES = 5
+#: A worker kills a run that was cancelled after thirty seconds.
+_STOP_WITHIN_S = 20.0
+
+Kind = Literal["migrate", "backfill"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a scope is loaded. ``child_runs`` of 0 means in this process; ``budget_usd`` of None means no budget."""
+
+    shard_rows: int = DEFAULT_SHARD_ROWS
+    shards_in_flight: int = DEFAULT_SHARDS_IN_FLIGHT
+    child_runs: int = 0
+    budget_usd: float | None = None
+    resume: bool = True
+    replace_model: bool = False
+    remove_orphans: bool = False
+    rebuild: bool = False
+
+
+def make_scope(
+    owners: Owners,
+    *,
+    start: datetime | None,
+    end: datetime | None,
+    teams: list[str],
+    contracts: list[str],
+    limit: int | None,
+) -> Scope:
+    """Return the scope, or raise ``InputError`` for a window, team or contract that can't be meant."""
+    try:
+        window = Window(start, end)
+    except ValueError as error:
+        raise InputError(f"{error}: exchange them, or leave one out") from None
+    known_teams = {contract.team_id for contract in owners.by_contract_id.values()}
+    unknown = [team for team in teams if team not in known_teams]
+    if unknown:
+        raise InputError(f"no contract belongs to team {', '.join(unknown)}: look at teams._id in the source")
+    unknown = [contract for contract in contracts if contract not in owners.by_contract_id]
+    if unknown:
+        raise InputError(f"there is no contract {', '.join(unknown)}: look at smartcontracts.contractId")
+    return Scope("transaction", window, tuple(sorted(teams)), tuple(sorted(contracts)), limit)
+
+
+def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> tuple[LoadReport, Run]:
+    """Load the scope and return what was done.
+
+    Pauses while the day's quota is spent, and where the run's budget is (``flows/pauses.py``). Raises
+    ``WorkTakenError`` while another run is at the same work.
+    """
+    work = work_fingerprint(scope, parts, shard_rows=options.shard_rows, rebuild=options.rebuild)
+    resume = options.resume
+    while True:
+        prepare(parts, replace_model=options.replace_model)
+        run = new_run(scope, parts.vectors, rebuild=options.rebuild)
+        origin = job_origin(
+            kind,
+            work,
+            scope=scope.to_record(),
+            shardRows=options.shard_rows,
+            shardsInFlight=options.shards_in_flight,
+            rebuild=options.rebuild,
+            targetWasEmpty=run.target_was_empty,
+            budgetUsd=options.budget_usd,
+        )
+        parts.stopping.clear()
+        job = take_up(run, origin, parts, resume=resume)
+        allowed = job.allow_budget()
+        try:
+            with heartbeat(parts.vectors, job.id):
+                gated = with_gate(parts, job.run, bulk=True, budget_usd=allowed)
+                job.parts = gated
+                return _carry_out(job, gated, options, began), job.run
+        except QuotaSpentError as error:
+            pause_until_the_quota_is_back(error)
+        except BudgetSpentError as error:
+            pause_for_a_person(error)
+        resume = True
+
+
+def prepare(parts: Parts, *, replace_model: bool) -> None:
+    """Prove that the embedder answers and make what the store lacks, before anything is read or claimed.
+
+    Pauses while the day's quota is spent (``flows/pauses.py``).
+    """
+    while True:
+        try:
+            _check_embedder.with_options(retries=parts.retries)(parts.embedder)
+            break
+        except QuotaSpentError as error:
+            pause_until_the_quota_is_back(error)
+    _initialise.with_options(retries=parts.retries)(parts.vectors, parts.facts.dimensions)
+    parts.vectors.require_model(parts.facts, replace=replace_model, write=True)
+
+
+@task(name="check embedder", task_run_name="check embedder", **STAGE)
+def _check_embedder(embedder: PipelineEmbedder) -> None:
+    """Prove that the embedder answers, before anything is made or read. A service that is busy is asked again."""
+    embedder.check()
+
+
+@task(name="initialise", task_run_name="initialise", **STAGE)
+def _initialise(vectors: VectorStore, dimensions: int) -> None:
+    """Make what the store lacks; what differs is logged, and ``initialise`` reports it in full."""
+    logger = get_run_logger()
+    drift = vectors.initialise(dimensions)
+    if drift.created:
+        logger.info("made %d collections and indexes", len(drift.created))
+    for line in drift.differs:
+        logger.warning("drift: %s", line)
+
+
+@task(name="plan", task_run_name="plan", **STAGE)
+def plan_shards(source: MongoSource, owners: Owners, scope: Scope, shard_rows: int) -> list[ShardRange]:
+    """Return the ranges of the source that make up the shards, in order."""
+    criteria = source_criteria(scope, owners)
+    shards = source.plan_shards(COLLECTION, criteria=criteria, rows=shard_rows, limit=scope.limit)
+    get_run_logger().info("%s records in %d shards", f"{sum(s.planned for s in shards):,}", len(shards))
+    return shards
+
+
+# -- doing it -------------------------------------------------------------------------------------------------
+
+
+def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> LoadReport:
+    """Run every unfinished shard through the stages, reconcile, and keep the job's record true throughout."""
+    logger = get_run_logger()
+    run, vectors, store, manifest = job.run, parts.vectors, parts.store, job.manifest
+    work = StageWork(run, parts, in_flight=options.shards_in_flight)
+    resumable = True
+    try:
+        shards = _plan(job, parts, options)
+        job.total = sum(shard.planned for shard in shards)
+        finished = vectors.load_checkpoints(run.key)
+        resumed_shards = len(finished)
+        counts = {number: done.total for number, done in finished.items()}
+        for done in finished.values():
+            manifest.merge(done)
+        if finished:
+            logger.info("%d of %d shards were finished before", len(finished), len(shards))
+        progress = Progress(job.total, done=manifest.total.read, resumed=manifest.total.read)
+        announcer = Announcer(job.origin.kind, progress)
+        checkpoints: list[PrefectFuture[Manifest]] = []
+        for number, done, checkpoint in _finish(job, shards, set(finished), parts, options, work):
+            if checkpoint is not None:
+                checkpoints.append(checkpoint)
+            manifest.merge(done)
+            counts[number] = done.total
+            progress.done, progress.dead_lettered = manifest.total.read, manifest.total.dead_lettered
+            announcer.tell()
+            job.save("processing", left_s=progress.seconds_left)
+        manifest.require_closed("the run")
+        result = _reconcile(run, shards, counts, manifest, parts, options.remove_orphans, after=checkpoints)
+        if result.differences:
+            # Its checkpoints promise what the store doesn't hold: a run that took them up would fail for ever.
+            resumable = False
+            raise TerminalError(
+                "source and store differ after the run: "
+                + "; ".join(result.differences[:_SHOWN_DIFFERENCES])
+                + ". Run it again: it looks at every record anew, writes what is missing and leaves the rest"
+            )
+    except BaseException as error:
+        stopped = not isinstance(error, Exception)
+        for late in work.stop(within_s=_STOP_WITHIN_S if stopped else 0.0):
+            manifest.merge(late.manifest)
+        if isinstance(error, QuotaSpentError):
+            job.save("retrying", error=str(error), next_retry=error.until)
+        elif isinstance(error, BudgetSpentError):
+            job.save("retrying", error=str(error), error_code=BUDGET_CODE)
+        else:
+            job.end(error, resumable=resumable)
+        raise
+    announcer.finish()
+    if job.origin.kind == "migrate" and run.scope.whole:
+        _hand_over(run, parts)
+    job.end()
+    store.drop_run(run.key)
+    vectors.drop_checkpoints(run.key)
+    report = make_report(run, manifest, parts, began, resumed_shards=resumed_shards, result=result)
+    publish(job.origin.kind, report, run, manifest, parts, work.times)
+    if manifest.refused:
+        logger.warning("dead letters by reason: %s", by_reason(manifest.refused))
+    return report
+
+
+def _plan(job: Job, parts: Parts, options: LoadOptions) -> list[ShardRange]:
+    """Return the run's shards: as they were cut when it began, or cut now."""
+    run, store = job.run, parts.store
+    shards = store.read_plan(run.key) if job.previous else None
+    if shards is None:
+        moment = parts.source.read_operation_time()
+        shards = plan_shards.with_options(retries=parts.retries)(
+            parts.source, whole(parts.owners), run.scope, options.shard_rows
+        )
+        store.write_plan(run.key, shards, operation_time=moment)
+    return shards
+
+
+def _finish(
+    job: Job, shards: list[ShardRange], finished: set[int], parts: Parts, options: LoadOptions, work: StageWork
+) -> Iterator[tuple[int, Manifest, PrefectFuture[Manifest] | None]]:
+    """Yield each shard's number and manifest when it is finished, here or by a child run."""
+    if options.child_runs:
+        for number, manifest in finish_in_children(job, shards, finished, parts, at_once=options.child_runs):
+            yield number, manifest, None
+        return
+    require_no_children(job.run.key, parts.vectors)
+    for done in work.finish(shard for shard in shards if shard.number not in finished):
+        yield done.work.number, done.manifest, done.checkpoint
+
+
+def _hand_over(run: Run, parts: Parts) -> None:
+    """Put down where following the source's changes begins, if nobody does yet: before this run read anything."""
+    moment = parts.store.read_operation_time(run.key)
+    if moment is not None and parts.vectors.load_position(run.scope.source_type) is None:
+        parts.vectors.save_position(
+            run.scope.source_type,
+            {"operationTime": moment},
+            source=parts.source.identify(COLLECTION),
+            now=datetime.now(UTC),
+        )
+
+
+def _reconcile(
+    run: Run,
+    shards: list[ShardRange],
+    counts: dict[int, Counts],
+    manifest: Manifest,
+    parts: Parts,
+    remove_orphans: bool,
+    *,
+    after: list[PrefectFuture[Manifest]],
+) -> Reconciliation:
+    criteria = source_criteria(run.scope, parts.owners)
+    return reconcile_run.with_options(retries=parts.retries)(
+        whole(run),
+        whole(shards),
+        whole(counts),
+        whole(manifest),
+        parts.source,
+        parts.vectors,
+        COLLECTION,
+        whole(criteria),
+        whole(partial(in_window, scope=run.scope)),
+        remove_orphans,
+        wait_for=after,  # all of them are done: this draws the edges
+    )
+
+
+# -- a dry run ------------------------------------------------------------------------------------------------
+
+
+def rehearse(scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> tuple[LoadReport, Run]:
+    """Return what a load would do: read, describe and compare, but embed and write nothing."""
+    run = new_run(scope, parts.vectors, rebuild=options.rebuild)
+    rehearsal = Rehearsal()
+    try:
+        shards = plan_shards(parts.source, whole(parts.owners), scope, options.shard_rows)
+        progress = Progress(sum(shard.planned for shard in shards))
+        for planned in shards:
+            shard = extract_shard(run, planned, parts.source, whole(parts.owners), parts.store)
+            rehearsal.add(run, shard, parts)
+            progress.done = rehearsal.manifest.total.read
+            progress.dead_lettered = rehearsal.manifest.total.dead_lettered
+            progress.tell()
+    finally:
+        parts.store.drop_run(run.key)
+    return make_report(run, rehearsal.manifest, parts, began, dry_run=True), run
+
+
+def describe(run: Run, extracted: Shard, parts: Parts) -> tuple[list[DescribedChunk], list[DeadLetter]]:
+    """Return an extracted shard's chunks, compared with the store, and all its dead letters; drop its files."""
+    validated = validate_shard(whole(run), extracted, parts.store)
+    shard: Shard = chunk_shard(
+        whole(run), validated, parts.store, parts.source, parts.vectors, whole(parts.facts), whole(parts.size)
+    )
+    chunks = list(from_table(DescribedChunk, parts.store.read_table(shard.rows)))
+    letters = [letter for file in shard.refused for letter in from_table(DeadLetter, parts.store.read_table(file))]
+    parts.store.drop_shard(run.key, shard.number)
+    return chunks, letters
+
+
+class Rehearsal:
+    """What the stages would do with the pieces of work that were added."""
+
+    def __init__(self) -> None:
+        self.manifest = Manifest()
+        self._seen: set[bytes] = set()  # some 50 bytes per distinct text: only a dry run holds them all
+
+    def add(self, run: Run, extracted: Shard, parts: Parts) -> None:
+        """Describe and compare one extracted shard, and count what would be done."""
+        chunks, letters = describe(run, extracted, parts)
+        changed: dict[str, bool] = {}
+        owners: dict[str, Owner] = {}
+        for row in chunks:
+            verdict = Verdict(row.verdict)
+            owners[row.record_id] = Owner(row.team_id, row.contract_id)
+            changed[row.record_id] = changed.get(row.record_id, False) or verdict != Verdict.UNCHANGED
+            if verdict.needs_vector and row.content_hash not in self._seen:
+                self._seen.add(row.content_hash)
+                self.manifest.embedded += 1
+                self.manifest.tokens += row.tokens
+        for record_id, owner in owners.items():
+            self.manifest.add(owner, read=1, written=changed[record_id], unchanged=not changed[record_id])
+        self.manifest.add(Owner(None, None), chunks=len(chunks))
+        for letter in letters:
+            self.manifest.add(Owner(letter.team_id, letter.contract_id), read=1, dead_lettered=1)
+            self.manifest.refused[letter.code] = self.manifest.refused.get(letter.code, 0) + 1

@@ -1,0 +1,57 @@
+"""Parameters: what several flows can be told, with the words that the UI shows beside each."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from prefect import runtime
+from pydantic import Field
+
+from flows.stages import MAX_IN_FLIGHT
+from tasks.domain.windows import Window
+
+ObjectIdText = Annotated[str, Field(pattern="^[0-9a-f]{24}$")]
+SourceName = Literal["transactions"]
+ALL_SOURCES: list[SourceName] = ["transactions"]
+
+Sources = Annotated[list[SourceName], Field(min_length=1, description="Which sources.")]
+Start = Annotated[datetime | None, Field(description="First block time to take, UTC; none: from the first.")]
+End = Annotated[datetime | None, Field(description="First block time not to take, UTC; none: to the last.")]
+TeamIds = Annotated[list[ObjectIdText], Field(description="Only these teams' records, by id; none: all.")]
+ContractIds = Annotated[list[str], Field(description="Only these contracts' records, by contractId; none: all.")]
+Limit = Annotated[int | None, Field(ge=1, description="At most this many records, in the order of their ids.")]
+ShardRows = Annotated[int, Field(ge=1, le=50_000, description="Records in a shard, the unit of retry.")]
+ShardsInFlight = Annotated[
+    int, Field(ge=1, le=MAX_IN_FLIGHT, description="Shards at work at once; memory grows with it.")
+]
+Budget = Annotated[
+    float | None,
+    Field(gt=0, description="Dollars that the run may spend on embeddings; at that it pauses. None: any sum."),
+]
+DryRun = Annotated[bool, Field(description="Count rows, tokens, cost and time; write nothing, embed nothing.")]
+Retries = Annotated[int, Field(ge=0, le=10, description="How often a stage is tried again.")]
+
+
+def run_name() -> str:
+    """Return what a run is about, from its parameters: ``dry run: migrate transactions 2025-06-01..2025-07-01``."""
+    given = runtime.flow_run.parameters
+    try:
+        window: Window | str = Window(_moment(given.get("start")), _moment(given.get("end")))
+    except ValueError:
+        window = "an impossible window"  # the flow itself says what is wrong with it
+    flow = str(runtime.flow_run.flow_name)
+    parts = [f"{flow} {', '.join(given.get('sources') or ())} {window}"]
+    for name in ("teams", "contracts"):
+        chosen = list(given.get(name) or ())
+        if chosen:
+            parts.append(f"{name.removesuffix('s')} {chosen[0]}" if len(chosen) == 1 else f"{len(chosen)} {name}")
+    if given.get("limit"):
+        parts.append(f"first {given['limit']:,}")
+    return ("dry run: " if given.get("dry_run") else "") + ", ".join(parts)
+
+
+def _moment(value: Any) -> datetime | None:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    return value if isinstance(value, datetime) else None

@@ -1,0 +1,245 @@
+"""Reconcile: source against store, record by record: what is missing, stale, orphaned or doubled, and its mending."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from bson import ObjectId
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from pydantic import Field
+
+from blocks.memory import limit_heaps
+from blocks.mongo import MongoSource
+from blocks.vector_store import VectorStore
+from flows.blocks import Parts, load_parts
+from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
+from flows.load import DEFAULT_SHARD_ROWS, describe, plan_shards, prepare
+from flows.parameters import ALL_SOURCES, Budget, Retries, ShardRows, Sources
+from flows.progress import Progress
+from flows.records import Selection, load_records
+from flows.report import Announcer, never_stopping
+from flows.stages import task_runner, whole
+from tasks.chunk import DescribedChunk
+from tasks.domain.batches import batched
+from tasks.domain.dead_letters import DeadLetter, record_key
+from tasks.domain.errors import TerminalError
+from tasks.domain.rows import Verdict, document_id
+from tasks.domain.runs import Run, Scope
+from tasks.domain.shards import ShardRange
+from tasks.extract import extract_shard
+from tasks.policy import DEFAULT_RETRIES, STAGE
+from tasks.reconcile import Reconciliation, settle_orphans
+
+_SOURCE_TYPE = "transaction"
+_COLLECTION = "transactions"
+_SHOWN = 20
+_LOOKUP_RECORDS = 1_000
+
+
+@dataclass(slots=True)
+class Differences:
+    """Ids of records.
+
+    ``missing`` lack a vector, ``stale`` say what the source no longer says, ``doubled`` have documents that they don't
+    make, ``unaccounted`` are refused without a dead letter or stored in spite of one, ``orphaned`` are gone from the
+    source.
+    """
+
+    compared: int = 0
+    missing: list[Any] = field(default_factory=list)
+    stale: list[Any] = field(default_factory=list)
+    doubled: list[Any] = field(default_factory=list)
+    unaccounted: list[Any] = field(default_factory=list)
+    orphaned: list[ObjectId] = field(default_factory=list)
+
+    def merge(self, other: Differences) -> None:
+        """Add what another part of the source showed."""
+        self.compared += other.compared
+        for name in _KINDS:
+            getattr(self, name).extend(getattr(other, name))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return how many there are of each kind."""
+        return {name: len(getattr(self, name)) for name in _KINDS}
+
+    @property
+    def to_mend(self) -> list[Any]:
+        """Return the records that must go through the stages again, each once."""
+        records = [*self.missing, *self.stale, *self.doubled, *self.unaccounted]
+        return list({record_key(record): record for record in records}.values())
+
+    def __str__(self) -> str:
+        """Return ``2 missing, 1 stale``, or ``nothing differs``."""
+        return _in_words(self.counts)
+
+
+_KINDS = ("missing", "stale", "doubled", "unaccounted", "orphaned")
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing differs"
+
+
+@flow(
+    name="reconcile",
+    flow_run_name="reconcile transactions",
+    task_runner=task_runner(),
+    on_failure=[alert_on_failure],
+    on_crashed=[alert_on_crashed],
+    on_completion=[resolve_on_completion],
+)
+def reconcile(
+    sources: Sources = ALL_SOURCES,
+    heal: Annotated[bool, Field(description="Mend what differs. False: only tell, and fail if anything does.")] = True,
+    remove_orphans: Annotated[
+        bool, Field(description="Remove vectors of records gone from the source, however many they are.")
+    ] = False,
+    shard_rows: ShardRows = DEFAULT_SHARD_ROWS,
+    budget_usd: Budget = None,
+    retries: Retries = DEFAULT_RETRIES,
+) -> State[dict[str, Any]]:
+    """Compare every record of the source with what is stored of it, and mend what differs.
+
+    Runs nightly. Each record is described again and compared by its hashes, so that a change that ``ingest`` does not
+    follow (an owner, a new describer, a write that it lost) is found; nothing is embedded but what differs. What
+    changes meanwhile is read once more before it is touched. Fails if anything differs that it may not or could not
+    mend; where too many records are gone from the source, nothing is touched. Without ``heal`` it writes its job and
+    nothing else. The result has the counts of records of each kind, ``compared`` and ``mended``, of which ``written``,
+    and how many documents were ``removed``.
+    """
+    began = time.monotonic()
+    limit_heaps()
+    parts = load_parts(retries=retries)
+    parts.vectors.require_model(parts.facts, replace=False, write=False)
+    if heal:
+        prepare(parts, replace_model=False)
+
+    def select(run: Run) -> Selection:
+        found = _compare_all(run, parts, shard_rows)
+        get_run_logger().info("%s records compared: %s", f"{found.compared:,}", found)
+        _publish(found, parts)
+        if not heal:
+            if any(found.counts.values()):
+                raise TerminalError(
+                    f"source and store differ: {found}. `cryptique-rag reconcile` mends it; the run's artifact names "
+                    "the records"
+                )
+            return Selection([], found.counts | {"compared": found.compared, "removed": 0})
+        settled = Reconciliation(in_source=found.compared, stored=found.compared)
+        settle_orphans(run, found.orphaned, parts.source, parts.vectors, _COLLECTION, remove_orphans, settled)
+        return Selection(found.to_mend, found.counts | {"compared": found.compared, "removed": settled.removed})
+
+    report, figures = load_records(
+        "reconcile",
+        f"reconcile-{_SOURCE_TYPE}",
+        Scope(_SOURCE_TYPE),
+        select,
+        parts,
+        began=began,
+        thorough=True,
+        budget_usd=budget_usd,
+    )
+    counts = {name: figures[name] for name in _KINDS}
+    done = {"compared": figures["compared"], "mended": sum(counts.values()), "written": report.written}
+    removed = figures["removed"] + report.removed
+    message = f"{done['compared']:,} compared: {_in_words(counts)}"
+    if done["mended"]:
+        message += f"; mended: {report.written:,} records written, {removed:,} documents removed"
+    return Completed(message=message, data={**counts, **done, "removed": removed})
+
+
+def _compare_all(run: Run, parts: Parts, shard_rows: int) -> Differences:
+    shards = plan_shards.with_options(retries=parts.retries)(parts.source, whole(parts.owners), run.scope, shard_rows)
+    found = Differences()
+    progress = Progress(sum(shard.planned for shard in shards))
+    announcer = Announcer("reconcile", progress)
+    try:
+        for shard in shards or [ShardRange(0, None, None, 0)]:
+            found.merge(_compare(run, shard, parts))
+            progress.done = found.compared
+            announcer.tell()
+    finally:
+        parts.store.drop_run(run.key)  # the shards of the comparison have the numbers of the batches that follow
+    announcer.finish()
+    return found
+
+
+def _compare(run: Run, planned: ShardRange, parts: Parts) -> Differences:
+    """Return what differs in one range of the source."""
+    shard = extract_shard(whole(run), planned, parts.source, whole(parts.owners), parts.store)
+    chunks, letters = describe(run, shard, parts)
+    found: Differences = compare_shard(planned, shard.read, whole(chunks), whole(letters), parts.source, parts.vectors)
+    return found
+
+
+@task(name="compare", task_run_name="compare {shard.number}", **STAGE)
+def compare_shard(
+    shard: ShardRange,
+    read: int,
+    chunks: Sequence[DescribedChunk],
+    letters: Sequence[DeadLetter],
+    source: MongoSource,
+    vectors: VectorStore,
+) -> Differences:
+    """Return what differs between a range of the source, described, and what is stored of it."""
+    found = Differences(compared=read)
+    expected: dict[ObjectId, set[str]] = {}
+    for chunk in chunks:
+        expected.setdefault(ObjectId(chunk.record_id), set()).add(document_id(chunk.key, chunk.ordinal))
+    missing = {ObjectId(chunk.record_id) for chunk in chunks if chunk.verdict == Verdict.NEW}
+    changed = (Verdict.TEXT_CHANGED, Verdict.ROW_CHANGED)
+    stale = {ObjectId(chunk.record_id) for chunk in chunks if chunk.verdict in changed} - missing
+    refused = {letter.record_id for letter in letters if isinstance(letter.record_id, ObjectId)}
+    stored = Counter(vectors.read_source_ids(shard))
+    # Other sources have documents in the same collection: what looks wrong is looked at once more, by source.
+    made = {record: len(expected.get(record, ())) for record in (*expected, *refused)}
+    several = [record for record, count in stored.items() if record in made and count > made[record]]
+    doubled = {record for record, count in _count_documents(several, vectors).items() if count > made[record]}
+    strangers = _count_documents([record for record in stored if record not in made], vectors)
+    # One that was added since the range was read has its vectors by right.
+    alive = source.find_existing(_COLLECTION, strangers) if strangers else set()
+    found.missing, found.stale = sorted(missing), sorted(stale)
+    found.doubled = sorted(doubled - missing - stale)
+    found.orphaned = sorted(record for record in strangers if record_key(record) not in alive)
+    found.unaccounted = _find_unaccounted(expected, letters, vectors)
+    return found
+
+
+def _count_documents(records: Sequence[ObjectId], vectors: VectorStore) -> Counter[ObjectId]:
+    """Return how many documents of this source each record has."""
+    return Counter(
+        document["sourceId"]
+        for some in batched(records, _LOOKUP_RECORDS)
+        for document in vectors.find_documents(_SOURCE_TYPE, some)
+    )
+
+
+def _find_unaccounted(expected: Iterable[ObjectId], letters: Sequence[DeadLetter], vectors: VectorStore) -> list[Any]:
+    """Return the refused records without an open dead letter, and the others with one."""
+    known: set[bytes] = set()
+    wanted = {record_key(letter.record_id): letter.record_id for letter in letters}
+    others = {record_key(record): record for record in expected}
+    if vectors.has_dead_letters():
+        for some in batched([*wanted.values(), *others.values()], _LOOKUP_RECORDS):
+            known |= vectors.find_dead_letter_keys(_SOURCE_TYPE, some)
+    return [wanted[key] for key in wanted if key not in known] + [others[key] for key in others if key in known]
+
+
+def _publish(differences: Differences, parts: Parts) -> None:
+    lines = [f"# {differences.compared:,} records compared: {differences}"]
+    for name in _KINDS:
+        ids: Sequence[Any] = getattr(differences, name)
+        if ids:
+            lines += ["", f"## {name}", "", *(f"- {record}" for record in ids[:_SHOWN])]
+            lines += [f"- and {len(ids) - _SHOWN:,} more"] if len(ids) > _SHOWN else []
+    lines += ["", f"Database: {parts.vectors.database}."]
+    with never_stopping("the list of differences"):
+        create_markdown_artifact("\n".join(lines), key="reconcile-differences", description="What differed")

@@ -1,0 +1,234 @@
+"""Report: what a load did, for the caller, the log, the UI and whoever listens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+
+from blocks.gemini import USD_PER_MILLION_TOKENS
+from flows.blocks import Parts
+from flows.progress import Progress, duration
+from flows.stages import STAGES, StageTimes
+from tasks.domain.manifests import Manifest
+from tasks.domain.runs import Run
+from tasks.domain.vectors import EmbedderFacts
+from tasks.reconcile import Reconciliation
+
+_ARTIFACT_EVERY_S = 5.0
+_SHOWN_OWNERS = 50
+#: What the offline embedder's tokens would have cost.
+_REFERENCE_MODEL = "gemini-embedding-001"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a run did. Records, but for ``removed`` and ``chunks`` (vector documents) and ``embedded`` (texts).
+
+    ``cost_usd`` is at Gemini's list price; an offline embedder charges nothing, and the figure is what Gemini would
+    have cost. ``seconds`` is this run's wall time. In a dry run the figures are what a run would do.
+    """
+
+    run_id: str
+    read: int
+    written: int
+    unchanged: int
+    dead_lettered: int
+    removed: int
+    chunks: int
+    embedded: int
+    tokens: int
+    cost_usd: float
+    seconds: float
+    rows_per_second: float
+    dry_run: bool
+    resumed_shards: int
+    embedder: str
+    refused: dict[str, int]
+    arrived: int = 0
+    quota_seconds: float | None = None
+    flow_run_id: str | None = None
+
+
+def make_report(
+    run: Run,
+    manifest: Manifest,
+    parts: Parts,
+    began: float,
+    *,
+    dry_run: bool = False,
+    resumed_shards: int = 0,
+    result: Reconciliation | None = None,
+) -> LoadReport:
+    """Return the report of what a manifest counts; ``began`` is the run's start on the monotonic clock."""
+    counts = manifest.total
+    seconds = time.monotonic() - began
+    price = parts.facts.usd_per_million_tokens or USD_PER_MILLION_TOKENS[_REFERENCE_MODEL]
+    return LoadReport(
+        run_id=run.key,
+        read=counts.read,
+        written=counts.written,
+        unchanged=counts.unchanged,
+        dead_lettered=counts.dead_lettered,
+        removed=counts.removed + (result.removed if result else 0),
+        chunks=counts.chunks,
+        embedded=manifest.embedded,
+        tokens=manifest.tokens,
+        cost_usd=round(manifest.tokens * price / 1_000_000, 6),
+        seconds=round(seconds, 2),
+        rows_per_second=round(counts.read / seconds, 1) if seconds else 0.0,
+        dry_run=dry_run,
+        resumed_shards=resumed_shards,
+        embedder=f"{parts.facts.model}, {parts.facts.dimensions} dimensions",
+        refused=dict(sorted(manifest.refused.items())),
+        arrived=result.arrived if result else 0,
+        quota_seconds=_quota_seconds(parts.facts, manifest.embedded, manifest.tokens) if dry_run else None,
+        flow_run_id=run.id,
+    )
+
+
+def _quota_seconds(facts: EmbedderFacts, texts: int, tokens: int) -> float | None:
+    """Return how long the configured quota makes a run wait at least, or None where there is no quota."""
+    waits = [
+        amount * 60 / quota
+        for amount, quota in ((texts, facts.texts_per_minute), (tokens, facts.tokens_per_minute))
+        if quota
+    ]
+    return round(max(waits), 1) if waits else None
+
+
+def by_reason(refused: Mapping[str, int]) -> str:
+    """Return ``amount_negative 2, owner_unknown 14``."""
+    return ", ".join(f"{code} {number:,}" for code, number in sorted(refused.items()))
+
+
+def message_of(report: LoadReport) -> str:
+    """Return the report as one line, for the run's state."""
+    rejects = f"{report.dead_lettered:,} dead letter{'' if report.dead_lettered == 1 else 's'}"
+    if report.dry_run:
+        quota = f", at least {duration(report.quota_seconds)} at the quota" if report.quota_seconds else ""
+        return (
+            f"dry run: {report.written:,} of {report.read:,} records to write, {rejects}, {report.tokens:,} tokens, "
+            f"${report.cost_usd:.4f}{quota}"
+        )
+    return f"{report.written:,} written, {report.unchanged:,} unchanged, {rejects}, {report.removed:,} removed"
+
+
+class Announcer:
+    """Says how far a run is: in its log, on its progress artifact, and to whoever listens."""
+
+    def __init__(self, flow: str, progress: Progress) -> None:
+        self._progress = progress
+        self._artifact: UUID | None = None
+        with never_stopping("the progress artifact"):
+            self._artifact = cast(
+                UUID,
+                create_progress_artifact(
+                    progress=progress.percent, key=f"{flow}-progress", description="Records done of those planned"
+                ),
+            )
+        self._told = time.monotonic()
+        progress.tell()
+
+    def tell(self) -> None:
+        """Say it, on the artifact every few seconds only."""
+        get_run_logger().info("%s", self._progress)
+        self._progress.tell()
+        if time.monotonic() - self._told >= _ARTIFACT_EVERY_S:
+            self._told = time.monotonic()
+            self._update()
+
+    def finish(self) -> None:
+        """Say the end."""
+        self._progress.tell()
+        self._update()
+
+    def _update(self) -> None:
+        if self._artifact is None:
+            return
+        with never_stopping("the progress artifact"):
+            update_progress_artifact(
+                artifact_id=self._artifact, progress=self._progress.percent, description=str(self._progress)
+            )
+
+
+@contextmanager
+def never_stopping(what: str) -> Iterator[None]:
+    """Log a failure of what only tells about the work: it must not stop the work itself."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever the server's client raises
+        get_run_logger().warning("%s could not be written: %s", what, error)
+
+
+def publish(flow: str, report: LoadReport, run: Run, manifest: Manifest, parts: Parts, times: StageTimes) -> None:
+    """Put the run's counts, dead letters, stages and owners beside the run in the UI."""
+    lines = [
+        f"# {message_of(report)}",
+        "",
+        "| read | written | unchanged | dead-lettered | removed | chunks | embedded | tokens | cost | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| {report.read:,} | {report.written:,} | {report.unchanged:,} | {report.dead_lettered:,} "
+        f"| {report.removed:,} | {report.chunks:,} | {report.embedded:,} | {report.tokens:,} "
+        f"| ${report.cost_usd:.4f} | {report.seconds:,.1f} |",
+        "",
+        f"Embedder: {report.embedder}. Database: {parts.vectors.database}.",
+    ]
+    with never_stopping("the summary artifact"):
+        lines += _dead_letters(run, manifest, parts)
+        lines += _slowest(times)
+        lines += _owners(manifest)
+        create_markdown_artifact("\n".join(lines), key=f"{flow}-summary", description="What the run did")
+
+
+def _dead_letters(run: Run, manifest: Manifest, parts: Parts) -> list[str]:
+    if not manifest.refused:
+        return []
+    examples = parts.vectors.find_dead_letter_examples(run.ids)
+    lines = ["", "## Dead letters", "", "| reason code | records | for example | its reason |", "|---|---|---|---|"]
+    for code, number in sorted(manifest.refused.items(), key=lambda item: (-item[1], item[0])):
+        example = examples.get(code, {})
+        reason = str(example.get("reason", "")).replace("|", "\\|").replace("\n", " ")[:300]
+        lines.append(f"| {code} | {number:,} | {example.get('sourceId', '')} | {reason} |")
+    codes = " ".join(f"--reason {code}" for code in sorted(manifest.refused))
+    return [
+        *lines,
+        "",
+        f"All of them, with their records: `db.deadletters.find({{runId: '{run.id}'}})` in `{parts.vectors.database}`.",
+        "",
+        f"After a fix: `cryptique-rag replay {codes}`, or the deployment `replay`.",
+    ]
+
+
+def _slowest(times: StageTimes) -> list[str]:
+    if not times.seconds:
+        return []
+    total = sum(times.seconds.values()) or 1.0
+    lines = ["", "## Stages", "", "| stage | seconds, all shards | share | slowest shard |", "|---|---|---|---|"]
+    for stage in sorted(STAGES, key=lambda name: -times.seconds[name]):
+        seconds, number = times.slowest.get(stage, (0.0, 0))
+        lines.append(
+            f"| {stage} | {times.seconds[stage]:,.1f} | {100 * times.seconds[stage] / total:.0f} % "
+            f"| {number} ({seconds:,.1f} s) |"
+        )
+    return lines
+
+
+def _owners(manifest: Manifest) -> list[str]:
+    owners = manifest.to_record()["counts"]
+    lines = ["", "## By team and contract", "", "| team | contract | read | written | unchanged | dead-lettered |"]
+    lines += ["|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row['team_id'] or 'unknown'} | {row['contract_id'] or 'unknown'} | {row['read']:,} | {row['written']:,} "
+        f"| {row['unchanged']:,} | {row['dead_lettered']:,} |"
+        for row in sorted(owners, key=lambda row: -row["read"])[:_SHOWN_OWNERS]
+    ]
+    if len(owners) > _SHOWN_OWNERS:
+        lines.append(f"\n{len(owners) - _SHOWN_OWNERS:,} more contracts have fewer records.")
+    return lines

@@ -1,0 +1,223 @@
+"""Stages: the way of a piece of work, a range of the source or some of its records, through the tasks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
+
+from prefect import get_run_logger, runtime
+from prefect.events import emit_event
+from prefect.futures import PrefectFuture, as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
+
+from flows.blocks import Parts
+from tasks.checkpoint import checkpoint_shard
+from tasks.chunk import chunk_shard
+from tasks.domain.changes import ChangeBatch
+from tasks.domain.errors import ShardDamagedError, TerminalError
+from tasks.domain.manifests import Manifest
+from tasks.domain.runs import Run
+from tasks.domain.shards import ShardRange
+from tasks.embed import embed_shard
+from tasks.extract import extract_changes, extract_shard
+from tasks.upsert import upsert_shard
+from tasks.validate import validate_shard
+
+STAGES = ("extract", "validate", "chunk", "embed", "upsert", "checkpoint")
+#: Said after each stage of each piece of work: what automations of the server may listen to.
+STAGE_COMPLETED = "cryptique-rag.stage.completed"
+MAX_IN_FLIGHT = 8
+#: Lost files and rows that another writer changed meanwhile: the work is read again this often.
+_MAX_REPAIRS = 4
+_LOOK_AGAIN_S = 0.1
+
+Work = ShardRange | ChangeBatch
+Value = TypeVar("Value")
+
+
+def task_runner() -> Any:
+    """Return a task runner with a thread for every stage that may be at work."""
+    return ThreadPoolTaskRunner(max_workers=MAX_IN_FLIGHT * len(STAGES))
+
+
+def whole(value: Value) -> Value:
+    """Pass a value to a task as it is: Prefect would else look for futures inside, which costs more than the task."""
+    return cast(Value, quote(value))
+
+
+@dataclass(slots=True)
+class StageTimes:
+    """Seconds that each stage took over all pieces of work, waiting and retries included, and the slowest piece."""
+
+    seconds: Counter[str] = field(default_factory=Counter)
+    slowest: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def add(self, number: int, stage: str, seconds: float) -> None:
+        """Count one stage of one piece of work."""
+        self.seconds[stage] += seconds  # type: ignore[assignment]
+        self.slowest[stage] = max(self.slowest.get(stage, (0.0, number)), (seconds, number))
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A piece of work that is stored and accounted for."""
+
+    work: Work
+    manifest: Manifest
+    checkpoint: PrefectFuture[Manifest]
+
+
+@dataclass(slots=True)
+class _Chain:
+    work: Work
+    attempt: int
+    began: float
+    futures: list[PrefectFuture[Any]]
+
+
+class StageWork:
+    """The pieces of work of one run that are under way, ``in_flight`` at once."""
+
+    def __init__(self, run: Run, parts: Parts, *, in_flight: int) -> None:
+        self._run, self._parts, self._in_flight = run, parts, in_flight
+        self._chains: dict[PrefectFuture[Any], _Chain] = {}
+        self.times = StageTimes()
+
+    def finish(self, works: Iterable[Work]) -> Iterator[Finished]:
+        """Yield each piece of work once it is finished, in the order in which they end.
+
+        One whose files were lost, or whose rows another writer changed meanwhile, is read again. The first other
+        failure is raised when the others at work have ended: what they paid for is kept.
+        """
+        waiting = iter(works)
+        exhausted = False
+        while not exhausted or self._chains:
+            while not exhausted and len(self._chains) < self._in_flight:
+                work = next(waiting, None)
+                if work is None:
+                    exhausted = True
+                else:
+                    self._submit(work, 0)
+            if not self._chains:
+                break
+            last = next(as_completed(list(self._chains)))
+            chain = self._chains.pop(last)
+            error = _first_error(chain)
+            if error is None:
+                yield self._finished(chain)
+            elif isinstance(error, ShardDamagedError) and chain.attempt < _MAX_REPAIRS:
+                get_run_logger().warning("shard %d runs again: %s", chain.work.number, error)
+                self._submit(chain.work, chain.attempt + 1)
+            else:
+                self._parts.stopping.set()  # nothing that can't succeed is asked for forty more times
+                for other in self._chains.values():
+                    _wait(other)
+                raise error
+
+    def stop(self, *, within_s: float) -> list[Finished]:
+        """Let what is at work end, as soon as its requests under way are answered; return what got finished.
+
+        What does not end in time is left to the threads; its checkpoint is missing, so it runs again.
+        """
+        self._parts.stopping.set()
+        deadline = time.monotonic() + within_s
+        finished = []
+        for last, chain in list(self._chains.items()):
+            last.wait(timeout=max(0.0, deadline - time.monotonic()))
+            if last.state.is_completed():
+                finished.append(self._finished(chain))
+        self._chains.clear()
+        return finished
+
+    def _submit(self, work: Work, attempt: int) -> None:
+        # What an earlier attempt wrote is there now, whatever the store held when the run began.
+        run = self._run
+        if attempt:
+            run = replace(run, target_was_empty=False, may_have_written=True)
+        chain = _Chain(work, attempt, time.time(), _submit_stages(run, work, self._parts))
+        self._chains[chain.futures[-1]] = chain
+
+    def _finished(self, chain: _Chain) -> Finished:
+        manifest: Manifest = chain.futures[-1].result()
+        before = chain.began
+        for stage, future in zip(STAGES, chain.futures, strict=True):
+            ended = future.state.timestamp.timestamp()
+            seconds, before = max(0.0, ended - before), ended
+            self.times.add(chain.work.number, stage, seconds)
+            _tell_stage(chain.work, stage, seconds, manifest)
+        return Finished(chain.work, manifest, chain.futures[-1])
+
+
+def _tell_stage(work: Work, stage: str, seconds: float, manifest: Manifest) -> None:
+    run_id, counts = runtime.flow_run.id, manifest.total
+    emit_event(
+        event=STAGE_COMPLETED,
+        resource={
+            "prefect.resource.id": f"cryptique-rag.flow-run.{run_id}.stage.{stage}",
+            "prefect.resource.name": stage,
+        },
+        related=[{"prefect.resource.id": f"prefect.flow-run.{run_id}", "prefect.resource.role": "flow-run"}],
+        payload={
+            "shard": work.number,
+            "seconds": round(seconds, 3),
+            "read": counts.read,
+            "written": counts.written,
+            "deadLettered": counts.dead_lettered,
+        },
+    )
+
+
+def _from(future: PrefectFuture[Value]) -> Value:
+    """Pass what another task will return: Prefect waits for it and draws the edge."""
+    return cast(Value, future)
+
+
+def _submit_stages(run: Run, work: Work, parts: Parts) -> list[PrefectFuture[Any]]:
+    """Submit the stages of one piece of work, each waiting for the one before; return their futures."""
+    retries = parts.retries
+    store, vectors = parts.store, parts.vectors
+    if isinstance(work, ShardRange):
+        extracted = extract_shard.with_options(retries=retries).submit(
+            whole(run), work, parts.source, whole(parts.owners), store
+        )
+    else:
+        extracted = extract_changes.with_options(retries=retries).submit(
+            whole(run), whole(work), parts.source, whole(parts.owners), store
+        )
+    validated = validate_shard.with_options(retries=retries).submit(whole(run), _from(extracted), store)
+    chunked = chunk_shard.with_options(retries=retries).submit(
+        whole(run), _from(validated), store, parts.source, vectors, whole(parts.facts), whole(parts.size)
+    )
+    embedded = embed_shard.with_options(retries=retries).submit(
+        whole(run),
+        _from(chunked),
+        store,
+        parts.embedder,
+        parts.embedder.concurrency,
+        gate=whole(parts.gate),
+        stop=whole(parts.stopping),
+    )
+    upserted = upsert_shard.with_options(retries=retries).submit(whole(run), _from(embedded), store, vectors)
+    checkpointed = checkpoint_shard.with_options(retries=retries).submit(
+        whole(run), _from(embedded), _from(upserted), store, vectors
+    )
+    return [extracted, validated, chunked, embedded, upserted, checkpointed]
+
+
+def _first_error(chain: _Chain) -> BaseException | None:
+    """Return what the first failed stage raised; the stages behind it only say that it did."""
+    for future in chain.futures:
+        future.wait()
+        if not future.state.is_completed():
+            error = future.state.result(raise_on_failure=False)
+            return error if isinstance(error, BaseException) else TerminalError(str(future.state.message))
+    return None
+
+
+def _wait(chain: _Chain) -> None:
+    for future in chain.futures:
+        future.wait()
