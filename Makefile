@@ -4,9 +4,10 @@
 # make up       leave it running: server, worker, deployments and schedules on this machine; again: repairs
 # make down     stop what `make up` started
 # make ui       the Prefect UI with every local run
+# make bench    two processes under one Gemini quota: share used, share refused, CPU per request
 # make lock     new versions into the lock files (needs a package index)
 # make clean    forget the local servers' data and the virtual environment
-.PHONY: demo test check setup up down ui lock clean
+.PHONY: demo test check setup up down ui bench lock clean
 
 PYTHON ?= python3
 ROWS ?= 5000
@@ -40,6 +41,9 @@ down: $(READY)
 
 ui: $(READY)
 	@$(BIN)/cryptique-rag ui
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.quota
 
 $(READY): requirements.lock requirements-uv.lock pyproject.toml deployments/set_up.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh deployments/set_up.sh

@@ -270,8 +270,9 @@ class VectorStore(MongoDatabase):
     def count_records(self, criteria: Mapping[str, Any]) -> int:
         """Return how many records have a matching vector document."""
         with mongo_errors("counting stored records", self.setting):
-            grouped: list[Record] = [{"$match": dict(criteria)}, {"$group": {"_id": "$sourceId"}}, {"$count": "records"}]
-            rows = list(self.open_database()[schema.VECTORS].aggregate(grouped, allowDiskUse=True))
+            per_record: list[Record] = [{"$match": dict(criteria)}, {"$group": {"_id": "$sourceId"}}]
+            counted = [*per_record, {"$count": "records"}]
+            rows = list(self.open_database()[schema.VECTORS].aggregate(counted, allowDiskUse=True))
             return int(rows[0]["records"]) if rows else 0
 
     def find_documents(self, source_type: str, source_ids: Sequence[ObjectId]) -> list[Record]:

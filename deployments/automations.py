@@ -37,12 +37,13 @@ from tasks.domain.incidents import (
 
 WEBHOOK = "cryptique-alerts"
 PREFIX = "cryptique-rag: "
-CRASHED, CRASH_TOLD, SILENT, LATE, LONG, POOL = (
+CRASHED, CRASH_TOLD, SILENT, NEVER_BEGAN, LATE, LONG, POOL = (
     PREFIX + name
     for name in (
         "run crashed and did not say so",
         "tell of crashed runs",
         "silent run is crashed",
+        "run that never began is crashed",
         "run is late",
         "run takes very long",
         "work pool not ready",
@@ -52,6 +53,8 @@ CRASHED, CRASH_TOLD, SILENT, LATE, LONG, POOL = (
 WORKER_SPEAKS_WITHIN = timedelta(seconds=30)
 #: Heartbeats come every 30 seconds where PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30; three in a row are missed.
 SILENT_AFTER = timedelta(seconds=90)
+#: A worker that took a run starts its process within seconds; one that died meanwhile leaves it Pending for ever.
+BEGUN_WITHIN = timedelta(minutes=5)
 #: A first migration at the quota of tier 1 takes five hours.
 LONG_AFTER = timedelta(hours=24)
 _ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling")}
@@ -67,13 +70,14 @@ _FORMATS = {"slack": format_slack, "discord": format_discord, "generic": format_
 def register_automations(settings: Settings, *, client: SyncPrefectClient | None = None) -> list[str]:
     """Save the webhook and the automations with the Prefect server in use; return the automations' names.
 
-    Without SLACK_WEBHOOK_URL there is one: silent runs are marked as crashed, but nobody is told. A second call
+    Without SLACK_WEBHOOK_URL dead runs are marked as crashed, but nobody is told. A second call
     changes what is there and adds nothing.
     """
     if settings.slack_webhook_url is None:
         with client or get_client(sync_client=True) as server:
-            _save(server, _run_silent())
-        return [SILENT]
+            for automation in (_run_silent(), _run_never_began()):
+                _save(server, automation)
+        return [SILENT, NEVER_BEGAN]
     webhook = Webhook(
         url=settings.slack_webhook_url, headers=SecretDict({"Content-Type": "application/json; charset=utf-8"})
     )
@@ -84,6 +88,7 @@ def register_automations(settings: Settings, *, client: SyncPrefectClient | None
         others = [
             _crash_told(crashed, block, settings),
             _run_silent(),
+            _run_never_began(),
             _run_late(block, settings),
             _run_long(block, settings),
             _pool_not_ready(block, settings),
@@ -94,12 +99,33 @@ def register_automations(settings: Settings, *, client: SyncPrefectClient | None
 
 
 def _save(client: SyncPrefectClient, automation: AutomationCore) -> UUID:
-    """Make the automation, or change the one of its name; Prefect itself would make a second one."""
+    """Make the automation, or change the one of its name; Prefect itself would make a second one.
+
+    One that is right already stays untouched: the server forgets what a changed automation was waiting for, and a run
+    that died a moment ago would never be missed. One that was paused stays paused.
+    """
     found = client.read_automations_by_name(automation.name)
     if not found:
         return client.create_automation(automation)
-    client.update_automation(found[0].id, automation)
+    wanted = automation.model_copy(update={"enabled": found[0].enabled})
+    if _shape(found[0]) != _shape(wanted):
+        client.update_automation(found[0].id, wanted)
     return found[0].id
+
+
+def _shape(automation: AutomationCore) -> Any:
+    """Return all that an automation says, without what the server adds."""
+    return _without_ids(automation.model_dump(mode="json", include=set(AutomationCore.model_fields)))
+
+
+def _without_ids(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_ids(item) for name, item in value.items() if name != "id"}
+    if isinstance(value, list):
+        items = [_without_ids(item) for item in value]
+        # Sets of events have no order of their own.
+        return sorted(items) if all(isinstance(item, str) for item in items) else items
+    return value
 
 
 # -- what is watched -------------------------------------------------------------------------------------------------
@@ -171,6 +197,31 @@ def _run_silent() -> AutomationCore:
                 name="Crashed",
                 state=StateType.CRASHED,
                 message=f"no sign of life for {SILENT_AFTER.seconds} seconds",
+            )
+        ],
+    )
+
+
+def _run_never_began() -> AutomationCore:
+    """Marks a run of ours as crashed that a worker took and never began: its worker died in between."""
+    return AutomationCore(
+        name=NEVER_BEGAN,
+        description="A run that a worker took and did not begin is marked as crashed.",
+        trigger=EventTrigger(
+            match=_RUNS,
+            match_related={"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.cryptique"},
+            after={"prefect.flow-run.Pending"},
+            expect={"prefect.flow-run.Running", *_ENDED, *_WAITS},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=BEGUN_WITHIN,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                message=f"its worker died before it began: nothing was done for {BEGUN_WITHIN.seconds} seconds",
             )
         ],
     )

@@ -20,7 +20,7 @@ from deployments.automations import register_automations
 from deployments.local_services import talking_to
 from deployments.register_blocks import protect_home, register_blocks
 from deployments.settings import Settings
-from deployments.work_pool import POOL, PROJECT, QUEUES, worker_environment
+from deployments.work_pool import POOL, PROJECT, queues, worker_environment
 from tasks.domain.errors import InputError, TerminalError
 
 _SERVER_SECONDS = 120.0
@@ -50,7 +50,7 @@ def bootstrap(settings: Settings) -> Registered:
     protect_home(settings.home)
     with talking_to(settings.prefect_api_url), get_client(sync_client=True) as client:
         _wait_for_server(client, settings.prefect_api_url)
-        ensure_pool(client)
+        ensure_pool(client, child_runs=settings.cryptique_child_runs)
         environment = worker_environment(os.environ) | {"PREFECT_API_URL": settings.prefect_api_url}
         return register(settings, environment)
 
@@ -75,7 +75,7 @@ def require_project() -> None:
         )
 
 
-def ensure_pool(client: SyncPrefectClient) -> None:
+def ensure_pool(client: SyncPrefectClient, *, child_runs: int) -> None:
     """Make the process work pool and its queues, or correct the queues; a pool that was paused stays paused."""
     pool = _find_pool(client)
     if pool is None:
@@ -91,7 +91,7 @@ def ensure_pool(client: SyncPrefectClient) -> None:
         raise TerminalError(
             f"the work pool {POOL} of this Prefect server is of type {pool.type}, not process: rename or remove it"
         )
-    for queue in QUEUES:
+    for queue in queues(child_runs):
         present = {found.name: found for found in client.read_work_queues(work_pool_name=POOL)}
         found = present.get(queue.name)
         if found is None:

@@ -235,7 +235,7 @@ def worker(
     them. A second signal kills them first. Databases and keys come from the server, not from this environment.
     """
     with reported():
-        from deployments.work_pool import STOP_SECONDS, WORKER_LIMIT, worker_environment
+        from deployments.work_pool import STOP_SECONDS, worker_environment, worker_limit
 
         environment = worker_environment(os.environ)
         os.environ.clear()
@@ -243,7 +243,7 @@ def worker(
         from deployments.worker import run_worker
 
         patience = STOP_SECONDS if stop_seconds is None else stop_seconds
-        run_worker(name=name, limit=limit or WORKER_LIMIT, stop_seconds=patience)
+        run_worker(name=name, limit=limit or worker_limit(), stop_seconds=patience)
 
 
 @app.command()

@@ -97,11 +97,17 @@ def _escaped(text: str) -> str:
     return "".join(char if char.isalnum() or char in "-_" else f"\\{char}" for char in text)
 
 
-def _status(job: dict[str, Any]) -> str:
+def _is_gone(job: dict[str, Any]) -> bool:
+    """Return whether a job says processing while its process ended without a word."""
     from flows.jobs import is_alive
 
+    # A job without a run is the application's own; nothing is known of its process.
+    return bool(job["status"] == "processing" and (job.get("metadata") or {}).get("runKey") and not is_alive(job))
+
+
+def _status(job: dict[str, Any]) -> str:
     status = str(job["status"])
-    if status == "processing" and job.get("metadata", {}).get("runKey") and not is_alive(job):
+    if _is_gone(job):
         return "processing, but its process is gone"
     retry = (job.get("retryConfig") or {}).get("nextRetryAt")
     if status == "retrying":
@@ -129,7 +135,10 @@ def _print_table(found: list[dict[str, Any]]) -> None:
             _took(job),
             str(job.get("workerHost") or ""),
         )
-    Console(highlight=False, soft_wrap=True).print(table)
+    console = Console(highlight=False)
+    # An id that is cut short is no id: where there is too little room, lines run over.
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1_000)).maximum)
+    console.print(table, soft_wrap=True)
 
 
 def _took(job: dict[str, Any]) -> str:
@@ -174,4 +183,5 @@ _RESULTS = ("created", "updated", "skipped")
 
 
 def _plain(job: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in job.items() if name != "_id"}
+    """Return a job as programs read it: as it is stored, and whether its process is gone."""
+    return {name: value for name, value in job.items() if name != "_id"} | {"processGone": _is_gone(job)}

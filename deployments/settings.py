@@ -21,6 +21,7 @@ from tasks.domain.rows import VectorForm
 
 EmbedderName = Literal["gemini", "local"]
 DEMO_DATABASE = "cryptique_demo"
+DEFAULT_CHILD_RUNS = 2
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -111,6 +112,13 @@ class Settings(BaseSettings):
     )
     cryptique_alert_webhook_kind: WebhookKind = Field(
         default="slack", description="What listens at the webhook: slack, discord, or generic (flat JSON)."
+    )
+    cryptique_child_runs: int = Field(
+        default=DEFAULT_CHILD_RUNS,
+        ge=1,
+        le=16,
+        description="Most partitions of migrations and backfills that run at once, on all workers together; each is a "
+        "process of some 300 MB and more.",
     )
     cryptique_home: Path = Field(
         default=Path(".cryptique"),

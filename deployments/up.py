@@ -34,7 +34,7 @@ from deployments.embedded import LocalServer, running_prefect_server, stop_local
 from deployments.local_services import running_services, talking_to
 from deployments.register_blocks import protect_home
 from deployments.settings import Settings
-from deployments.work_pool import POOL, PROJECT, WORKER_LIMIT, seconds_until_stopped, worker_environment
+from deployments.work_pool import POOL, PROJECT, seconds_until_stopped, worker_environment, worker_limit
 
 #: On this machine somebody waits for it: a run has a minute to end, then it is killed and handed back.
 _STOP_RUNS_SECONDS = 60.0
@@ -71,7 +71,7 @@ def up(settings: Settings) -> Standing:
         url = services.prefect_url
         with ThreadPoolExecutor(1) as beside:
             with get_client(sync_client=True) as client:
-                ensure_pool(client)
+                ensure_pool(client, child_runs=settings.cryptique_child_runs)
             started = beside.submit(_ensure_worker, settings, url)  # as long as the deployments take: both at once
             registered = register(settings, _environment(settings, url), embedded_uri=services.mongo_uri)
             started.result()
@@ -111,7 +111,7 @@ def _worker(settings: Settings, url: str) -> LocalServer:
     # -P: a file that lies in the working folder is never imported.
     command = [
         *(sys.executable, "-P", "-c", "from deployments.cli import main; main()", "worker"),
-        *("--name", _worker_name(settings.home), "--limit", str(WORKER_LIMIT)),
+        *("--name", _worker_name(settings.home), "--limit", str(worker_limit(settings.cryptique_child_runs))),
         *("--stop-seconds", str(_STOP_RUNS_SECONDS)),
     ]
     return LocalServer(
@@ -132,7 +132,7 @@ def _worker(settings: Settings, url: str) -> LocalServer:
 
 def _ensure_worker(settings: Settings, url: str) -> None:
     """Start the worker, or replace one that was started with what no longer holds."""
-    worker, wanted = _worker(settings, url), _wanted(url)
+    worker, wanted = _worker(settings, url), _wanted(settings, url)
     if worker.is_running() and _noted(settings.home) != wanted:
         _stop_worker(settings.home, worker, url, cancel_runs=False)
     worker.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -164,9 +164,10 @@ def _environment(settings: Settings, url: str) -> dict[str, str]:
     return worker_environment(inherited) | local | places
 
 
-def _wanted(url: str) -> dict[str, str | int]:
+def _wanted(settings: Settings, url: str) -> dict[str, str | int]:
     """Return what a running worker can't change any more: one that differs is replaced."""
-    return {"prefect_api_url": url, "root": str(PROJECT), "python": sys.executable, "limit": WORKER_LIMIT}
+    limit = worker_limit(settings.cryptique_child_runs)
+    return {"prefect_api_url": url, "root": str(PROJECT), "python": sys.executable, "limit": limit}
 
 
 def _noted(home: Path) -> object:

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.settings import Settings
+from deployments.settings import DEFAULT_CHILD_RUNS, Settings
 
 #: The project's root, where prefect.yaml lies and flows run.
 PROJECT = Path(__file__).resolve().parents[1]
 POOL = "cryptique"
-#: Runs at once on one worker; each is a process of some 300 MB and more.
-WORKER_LIMIT = 5
 #: A run ends at its next shard, and a shard of 5,000 texts takes 100 seconds at the quota of tier 1.
 STOP_SECONDS = 240.0
 #: After the runs' time: to kill those that are left, and to tell the server.
@@ -36,13 +34,25 @@ class Queue:
     concurrency_limit: int | None = None
 
 
-#: Priority alone would let bulk work fill the worker while nothing else is due: the limits keep one place free. Bulk
-#: runs wait while their partitions work, so both have places.
-QUEUES = (
-    Queue("ongoing", priority=1),
-    Queue("bulk", priority=10, concurrency_limit=2),
-    Queue("partitions", priority=20, concurrency_limit=2),
-)
+_BULK_RUNS = 2
+
+
+def queues(child_runs: int = DEFAULT_CHILD_RUNS) -> tuple[Queue, ...]:
+    """Return the pool's queues; ``child_runs`` partitions run at once on all workers together.
+
+    Priority alone would let bulk work fill a worker while nothing else is due: the limits keep a place free. Bulk runs
+    wait while their partitions work, so both have places.
+    """
+    return (
+        Queue("ongoing", priority=1),
+        Queue("bulk", priority=10, concurrency_limit=_BULK_RUNS),
+        Queue("partitions", priority=20, concurrency_limit=child_runs),
+    )
+
+
+def worker_limit(child_runs: int = DEFAULT_CHILD_RUNS) -> int:
+    """Return how many runs a worker that is alone takes at once: all bulk work and one more. Each is a process."""
+    return _BULK_RUNS + child_runs + 1
 
 
 def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:

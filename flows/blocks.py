@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -10,7 +12,7 @@ from prefect.blocks.core import Block
 
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
-from blocks.quota import EmbeddingGate
+from blocks.quota import open_gate
 from blocks.shards import ShardStore
 from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
@@ -18,7 +20,7 @@ from blocks.wordllama import LocalEmbedder
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import TerminalError
 from tasks.domain.owners import Owners
-from tasks.domain.quotas import Gate, Quota
+from tasks.domain.quotas import Gate
 from tasks.domain.runs import Run
 from tasks.domain.vectors import EmbedderFacts
 
@@ -107,21 +109,23 @@ def load_parts(*, retries: int) -> Parts:
 KEPT_BACK_BY_BULK = 0.05
 
 
-def with_gate(parts: Parts, run: Run, *, bulk: bool, budget_usd: float | None = None) -> Parts:
-    """Return the parts with the gate before the embedder, if it has quotas or this run a budget.
+@contextmanager
+def gated(parts: Parts, run: Run, *, bulk: bool, budget_usd: float | None = None) -> Iterator[Parts]:
+    """Yield the parts with the gate before the embedder, if it has quotas or this run a budget.
 
-    ``budget_usd`` is what all flow runs of the same run key may spend together.
+    ``budget_usd`` is what all flow runs of the same run key may spend together. Call it in the flow's own thread: the
+    gate speaks to the Prefect server of that thread.
     """
-    quota = Quota.of(parts.facts)
-    if quota.unlimited and budget_usd is None:
-        return replace(parts, gate=None)
-    gate = EmbeddingGate(
+    gate = open_gate(
         parts.vectors,
-        quota,
-        usd_per_million_tokens=parts.facts.usd_per_million_tokens,
-        keep_back=KEPT_BACK_BY_BULK if bulk else 0.0,
+        parts.facts,
         run_key=run.key,
+        keep_back=KEPT_BACK_BY_BULK if bulk else 0.0,
         budget_usd=budget_usd,
         stop=parts.stopping,
     )
-    return replace(parts, gate=gate)
+    try:
+        yield replace(parts, gate=gate)
+    finally:
+        if gate is not None:
+            gate.close()

@@ -15,7 +15,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from blocks.memory import limit_heaps
-from flows.blocks import Parts, load_parts, with_gate
+from flows.blocks import Parts, gated, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import Job, job_origin, new_run
 from flows.migrate import migrate
@@ -104,30 +104,31 @@ def ingest(
         return _waiting(error, IngestReport(""))
     vectors.require_model(parts.facts, replace=False, write=False)
     run = new_run(Scope(_SOURCE_TYPE))
-    parts = with_gate(parts, run, bulk=False)
     report = IngestReport(run.key)
-    following = _Following(run, parts, report, began + max_seconds, until_idle)
-    streamed = follow == "stream" or (follow == "auto" and source.read_operation_time() is not None)
-    try:
-        if streamed:
-            following.follow_stream(batch_records)
-        else:
-            following.follow_watermark(batch_records)
-    except WorkTakenError as error:
-        # The first load is under way; where it began is where the next run goes on.
-        logger.info("nothing to do yet: %s", error)
-        return Completed(message=f"waiting: {error}", data=asdict(report))
-    except QuotaSpentError as error:
-        # The position stands before what is not stored: the next run begins there.
-        following.finish("retrying", str(error), next_retry=error.until)
-        return _waiting(error, report)
-    except BaseException as error:
-        following.finish("failed" if isinstance(error, Exception) else "cancelled", str(error) or type(error).__name__)
-        raise
-    finally:
-        store.drop_run(run.key)
-        vectors.drop_checkpoints(run.key)
-    following.finish("completed")
+    with gated(parts, run, bulk=False) as parts:
+        following = _Following(run, parts, report, began + max_seconds, until_idle)
+        streamed = follow == "stream" or (follow == "auto" and source.read_operation_time() is not None)
+        try:
+            if streamed:
+                following.follow_stream(batch_records)
+            else:
+                following.follow_watermark(batch_records)
+        except WorkTakenError as error:
+            # The first load is under way; where it began is where the next run goes on.
+            logger.info("nothing to do yet: %s", error)
+            return Completed(message=f"waiting: {error}", data=asdict(report))
+        except QuotaSpentError as error:
+            # The position stands before what is not stored: the next run begins there.
+            following.finish("retrying", str(error), next_retry=error.until)
+            return _waiting(error, report)
+        except BaseException as error:
+            ended: Status = "failed" if isinstance(error, Exception) else "cancelled"
+            following.finish(ended, str(error) or type(error).__name__)
+            raise
+        finally:
+            store.drop_run(run.key)
+            vectors.drop_checkpoints(run.key)
+        following.finish("completed")
     report.seconds = round(time.monotonic() - began, 1)
     _publish(report)
     return Completed(message=_message(report), data=asdict(report))
@@ -135,7 +136,7 @@ def ingest(
 
 def _waiting(error: QuotaSpentError, report: IngestReport) -> State[dict[str, Any]]:
     """Return the state of a run that can do nothing now: each of the next ones tries again."""
-    message = f"waiting: {error} Ingestion goes on by itself at {error.until:%Y-%m-%d %H:%M} UTC."
+    message = f"waiting: {error} Ingestion goes on by itself."
     get_run_logger().warning("%s", message)
     return Completed(message=message, data=asdict(report))
 

@@ -13,7 +13,7 @@ from prefect.futures import PrefectFuture
 
 from blocks.mongo import MongoSource
 from blocks.vector_store import VectorStore
-from flows.blocks import Parts, PipelineEmbedder, with_gate
+from flows.blocks import Parts, PipelineEmbedder, gated
 from flows.jobs import BUDGET_CODE, Job, heartbeat, job_origin, new_run, take_up
 from flows.partition import finish_in_children, require_no_children, work_fingerprint
 from flows.pauses import pause_for_a_person, pause_until_the_quota_is_back
@@ -109,10 +109,11 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
         job = take_up(run, origin, parts, resume=resume)
         allowed = job.allow_budget()
         try:
-            with heartbeat(parts.vectors, job.id):
-                gated = with_gate(parts, job.run, bulk=True, budget_usd=allowed)
-                job.parts = gated
-                return _carry_out(job, gated, options, began), job.run
+            with (
+                heartbeat(parts.vectors, job.id),
+                gated(parts, job.run, bulk=True, budget_usd=allowed) as job.parts,
+            ):
+                return _carry_out(job, job.parts, options, began), job.run
         except QuotaSpentError as error:
             pause_until_the_quota_is_back(error)
         except BudgetSpentError as error:

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from blocks.memory import limit_heaps
 from blocks.vector_store import VectorStore
-from flows.blocks import Parts, load_parts, with_gate
+from flows.blocks import Parts, gated, load_parts
 from flows.jobs import BUDGET_CODE, Job, heartbeat, is_alive, job_origin, take_up
 from flows.stages import StageWork, task_runner
 from tasks.domain.errors import (
@@ -94,8 +94,8 @@ def partition(
         return Completed(message="another run is at this partition", data=0)
     allowed = parent["metadata"]["choices"].get("budgetAllowedUsd")
     shards = plan[number * PARTITION_SHARDS : (number + 1) * PARTITION_SHARDS]
-    with heartbeat(parts.vectors, job.id):
-        return _carry_out(job, shards, with_gate(parts, job.run, bulk=True, budget_usd=allowed))
+    with heartbeat(parts.vectors, job.id), gated(parts, job.run, bulk=True, budget_usd=allowed) as job.parts:
+        return _carry_out(job, shards, job.parts)
 
 
 def _claim(parent: dict[str, Any], number: int, parts: Parts) -> Job | None:

@@ -27,7 +27,7 @@ def pause_until_the_quota_is_back(error: QuotaSpentError) -> None:
 
     A subflow raises the error instead: its parent decides.
     """
-    words = f"{error} It goes on by itself at {error.until:%Y-%m-%d %H:%M} UTC."
+    words = f"{error} This run goes on by itself."
     run = _flow_run()
     if run is not None and run.parent_task_run_id is not None:
         raise error

@@ -11,7 +11,7 @@ import bson
 import pyarrow as pa
 from prefect import get_run_logger
 
-from flows.blocks import Parts, with_gate
+from flows.blocks import Parts, gated
 from flows.jobs import BUDGET_CODE, RECORDS, Job, heartbeat, job_origin, new_run, take_up
 from flows.load import Rehearsal
 from flows.pauses import pause_for_a_person, pause_until_the_quota_is_back
@@ -70,8 +70,10 @@ def load_records(
         job = take_up(replace(new_run(scope, rebuild=rebuild), thorough=thorough), origin, parts, resume=resume)
         allowed = job.allow_budget()
         try:
-            with heartbeat(parts.vectors, job.id):
-                job.parts = with_gate(parts, job.run, bulk=True, budget_usd=allowed)
+            with (
+                heartbeat(parts.vectors, job.id),
+                gated(parts, job.run, bulk=True, budget_usd=allowed) as job.parts,
+            ):
                 return _carry_out(job, select, began, resumable=resume)
         except QuotaSpentError as error:
             pause_until_the_quota_is_back(error)

@@ -66,7 +66,7 @@ def embed_shard(
     chunks = store.read_table(shard.rows)
     texts = list(_texts_to_embed(chunks))
     reasons: dict[bytes, RecordError] = {}
-    with store.paid_texts(run.key) as paid:
+    with store.paid_texts(run.key, shard=shard.number) as paid:
         missing = texts
         vectors: dict[bytes, Matrix] = {}
         asked: set[bytes] = set()

@@ -65,18 +65,21 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
         raise ShardDamagedError(f"shard {shard.number} was not embedded")
     letters = [letter for file in shard.refused for letter in from_table(DeadLetter, store.read_table(file))]
     refused = {str(letter.record_id) for letter in letters if isinstance(letter.record_id, ObjectId)}
-    rows = [row for row in _read_rows(store.read_table(shard.chunks)) if row.record_id not in refused]
+    described = _read_rows(store.read_table(shard.chunks))
+    rows = [row for row in described if row.record_id not in refused]
+    compared = {row.document_id: row.stored_row_hash for row in described}
+    compared |= bson.decode(shard.leaving) if shard.leaving else {}
     found = _read_vectors(store.read_table(shard.rows))
     now = datetime.now(UTC)
     manifest = Manifest(embedded=shard.embedded, tokens=shard.tokens)
 
-    _remove_moved(rows, run, vectors, manifest)
+    _remove_moved(rows, compared, run, vectors, manifest)
     twins = _write(rows, found, run, vectors, now)
     if twins:
         letters.extend(twins.values())
         rows = [row for row in rows if row.record_id not in twins]
-    _remove(rows, letters, run, vectors, manifest)
-    _remove_gone(shard, run, vectors, manifest)
+    _remove(rows, letters, compared, run, vectors, manifest)
+    _remove_gone(shard, compared, run, vectors, manifest)
     _count(rows, letters, manifest)
     manifest.require_closed(f"shard {shard.number}")
     if manifest.total.read != shard.read:
@@ -167,24 +170,46 @@ def _write(
     return letters
 
 
-def _remove_moved(rows: list[_Row], run: Run, vectors: VectorStore, manifest: Manifest) -> None:
+def _require_as_compared(document_ids: list[str], compared: dict[str, bytes], vectors: VectorStore) -> list[str]:
+    """Return ids of documents that may be removed: none of them was written since the shard was compared.
+
+    Raises ``ShardDamagedError`` if one was: whoever wrote it may have read a newer record than this shard did.
+    """
+    stored = vectors.find_stored(document_ids)
+    written = [key for key, row in stored.items() if compared.get(key) != row.row_hash]
+    if written:
+        raise ShardDamagedError(f"{len(written)} vector documents were written by another run meanwhile")
+    return document_ids
+
+
+def _remove_moved(
+    rows: list[_Row], compared: dict[str, bytes], run: Run, vectors: VectorStore, manifest: Manifest
+) -> None:
     """Take away what records made before under another contract or hash: they hold the places of the new rows."""
     if run.target_was_empty:
         return
     looked_at = {row.record_id: row for row in rows if run.thorough or row.verdict == Verdict.NEW}
-    made = {row.document_id for row in rows if row.record_id in looked_at}
+    made = {row.document_id for row in rows}
     for some in batched([ObjectId(record_id) for record_id in looked_at], _LOOKUP_RECORDS):
         by_owner: dict[Owner, list[str]] = {}
-        for document in vectors.find_documents("transaction", some):
+        for document in vectors.find_documents(run.scope.source_type, some):
             row = looked_at[str(document["sourceId"])]
             moved = not document["documentId"].startswith(f"{row.key}:")
-            if moved or (run.thorough and document["documentId"] not in made):
+            if (moved or run.thorough) and document["documentId"] not in made:
                 by_owner.setdefault(row.owner, []).append(document["documentId"])
         for owner, document_ids in by_owner.items():
-            manifest.add(owner, removed=vectors.remove_documents(document_ids))
+            leaving = _require_as_compared(document_ids, compared, vectors)
+            manifest.add(owner, removed=vectors.remove_documents(leaving))
 
 
-def _remove(rows: list[_Row], letters: list[DeadLetter], run: Run, vectors: VectorStore, manifest: Manifest) -> None:
+def _remove(
+    rows: list[_Row],
+    letters: list[DeadLetter],
+    compared: dict[str, bytes],
+    run: Run,
+    vectors: VectorStore,
+    manifest: Manifest,
+) -> None:
     """Take away chunks that a record no longer makes, and all of a record that is refused now."""
     for row in rows:
         if row.ordinal == 0 and row.stored_chunks > row.chunks:
@@ -199,21 +224,24 @@ def _remove(rows: list[_Row], letters: list[DeadLetter], run: Run, vectors: Vect
         if isinstance(source_id, ObjectId):
             by_owner.setdefault(Owner(letter.team_id, letter.contract_id), []).append(source_id)
     for owner, ids in by_owner.items():
-        removed = vectors.remove_sources("transaction", ids)
-        if removed:
-            manifest.add(owner, removed=removed)
+        documents = vectors.find_documents(run.scope.source_type, ids)
+        leaving = _require_as_compared([document["documentId"] for document in documents], compared, vectors)
+        if leaving:
+            manifest.add(owner, removed=vectors.remove_documents(leaving))
 
 
-def _remove_gone(shard: Shard, run: Run, vectors: VectorStore, manifest: Manifest) -> None:
+def _remove_gone(shard: Shard, compared: dict[str, bytes], run: Run, vectors: VectorStore, manifest: Manifest) -> None:
     """Take away the vectors of records that were deleted, and close their dead letters."""
     gone = bson.decode(shard.gone)["ids"] if shard.gone else []
     if not gone:
         return
     ids = [record_id for record_id in gone if isinstance(record_id, ObjectId)]
-    for document in vectors.find_documents(run.scope.source_type, ids):
+    documents = vectors.find_documents(run.scope.source_type, ids)
+    for document in documents:
         owner = Owner(str(document["teamId"]), document["metadata"].get("facts", {}).get("contractId"))
         manifest.add(owner, removed=1)
-    vectors.remove_sources(run.scope.source_type, ids)
+    leaving = _require_as_compared([document["documentId"] for document in documents], compared, vectors)
+    vectors.remove_documents(leaving)
     vectors.resolve_dead_letters(run.scope.source_type, gone, run_id=run.id, now=datetime.now(UTC))
 
 

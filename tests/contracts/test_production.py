@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from deployments.cli import app
 from deployments.settings import Settings
-from deployments.work_pool import STOP_SECONDS, WORKER_LIMIT, seconds_until_stopped, worker_environment
+from deployments.work_pool import STOP_SECONDS, seconds_until_stopped, worker_environment, worker_limit
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deployments"
@@ -247,7 +247,7 @@ def test_a_worker_has_the_time_it_needs_to_end(name: str) -> None:
     stop = float(words[words.index("--stop-seconds") + 1])
     assert stop == STOP_SECONDS
     assert seconds(SERVICES[name]["stop_grace_period"]) >= seconds_until_stopped(stop)
-    assert int(SERVICES[name]["mem_limit"].removesuffix("g")) > WORKER_LIMIT  # a gigabyte for each run
+    assert int(SERVICES[name]["mem_limit"].removesuffix("g")) > worker_limit()  # a gigabyte for each run
 
 
 def test_the_services_are_ended_with_the_one_signal_that_ends_them_in_order() -> None:

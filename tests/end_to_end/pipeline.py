@@ -92,6 +92,9 @@ class Pipeline:
                 "gemini_api_key": server.api_key,
                 "gemini_base_url": server.url,
                 "cryptique_gemini_dimensions": 64,
+                # The server enforces none, and tests don't wait for one.
+                "cryptique_gemini_texts_per_minute": 1_000_000,
+                "cryptique_gemini_tokens_per_minute": 1_000_000_000,
                 **chosen,
             }
         )

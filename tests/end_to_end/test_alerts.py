@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ from prefect import flow
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
-from prefect.states import Crashed, Running, Scheduled
+from prefect.states import Crashed, Pending, Running, Scheduled
 from pymongo import MongoClient
 
 from blocks.slack import SlackNotifier
@@ -337,7 +337,7 @@ def watched(
     prefect_api: str, pipeline: Pipeline, slack: LoopbackSlack, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Pipeline]:
     """A server with our automations, which wait as short as Prefect allows."""
-    for name in ("WORKER_SPEAKS_WITHIN", "SILENT_AFTER"):
+    for name in ("WORKER_SPEAKS_WITHIN", "SILENT_AFTER", "BEGUN_WITHIN"):
         monkeypatch.setattr(automations, name, timedelta(seconds=10))
     pipeline.use(cryptique_embedder="local", slack_webhook_url=slack.url)
     try:
@@ -352,17 +352,29 @@ def our_automations(client: Any) -> list[Any]:
     return [automation for automation in client.read_automations() if automation.name.startswith(PREFIX)]
 
 
+def last_changes(client: Any) -> dict[str, str]:
+    return {row["name"]: row["updated"] for row in client.request("POST", "/automations/filter", json={}).json()}
+
+
 def test_automations_are_registered_once_and_do_not_hold_the_address(watched: Pipeline, slack: LoopbackSlack) -> None:
     names = register_automations(watched.settings)
+    with prefect_client() as client:
+        first = last_changes(client)
+        paused = next(automation for automation in our_automations(client) if automation.name == automations.LATE)
+        client.pause_automation(paused.id)
     assert sorted(register_automations(watched.settings)) == sorted(names)
     with prefect_client() as client:
         assert sorted(automation.name for automation in our_automations(client)) == sorted(names)
+        # Nobody touched those that were right: what they wait for is not forgotten, and what was paused stays so.
+        again = last_changes(client)
+        assert {name for name in names if again[name] != first[name]} == {automations.LATE}
+        assert [found.enabled for found in our_automations(client) if found.name == automations.LATE] == [False]
         told = client.request("POST", "/automations/filter", json={}).text
         told += client.request("POST", "/block_documents/filter", json={"include_secrets": False}).text
     assert "call-webhook" in told
     assert slack.token not in told
     # Without a webhook nobody is told, but a dead run is still marked as one.
-    assert register_automations(watched.make_settings()) == [automations.SILENT]
+    assert register_automations(watched.make_settings()) == [automations.SILENT, automations.NEVER_BEGAN]
 
 
 def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipeline, slack: LoopbackSlack) -> None:
@@ -370,6 +382,13 @@ def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipelin
 
     @flow
     def silent() -> None: ...
+
+    def is_crashed(run_id: UUID) -> Callable[[], bool | None]:
+        def look() -> bool | None:
+            state = client.read_flow_run(run_id).state
+            return True if state is not None and state.is_crashed() else None
+
+        return look
 
     with prefect_client() as client:
         told_run, dead_run, silent_run, late_run = (
@@ -385,10 +404,6 @@ def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipelin
         client.set_flow_run_state(late_run.id, Scheduled(name="Late"), force=True)
         pool = {"prefect.resource.id": f"prefect.work-pool.{uuid4()}", "prefect.resource.name": "our pool"}
         emit_event(event="prefect.work-pool.not-ready", resource=pool)
-        # One was alive and says nothing any more.
-        resource = {"prefect.resource.id": f"prefect.flow-run.{silent_run.id}", "prefect.resource.name": "silent"}
-        emit_event(event="prefect.flow-run.heartbeat", resource=resource)
-
         def three() -> list[str] | None:
             return [said(posted) for posted in slack.requests] if len(slack.requests) >= 3 else None
 
@@ -401,11 +416,13 @@ def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipelin
         assert "*Scope* our pool" in pool_words
         assert f"{datetime.now(UTC):%Y-%m-%d}" in crashed
 
-        def is_crashed() -> bool | None:
-            state = client.read_flow_run(silent_run.id).state
-            return True if state is not None and state.is_crashed() else None
-
-        wait_for(is_crashed, what="the silent run's crash", seconds=90)
-    # The silent run crashed within the cooldown of the dead one.
+        # One was taken by a worker that died before it began.
+        taken_run = client.create_flow_run(silent, name="taken", tags=["cryptique"], state=Pending())
+        # One was alive and says nothing any more.
+        resource = {"prefect.resource.id": f"prefect.flow-run.{silent_run.id}", "prefect.resource.name": "silent"}
+        emit_event(event="prefect.flow-run.heartbeat", resource=resource)
+        wait_for(is_crashed(silent_run.id), what="the silent run's crash", seconds=90)
+        wait_for(is_crashed(taken_run.id), what="the crash of the run that never began", seconds=90)
+    # These crashed within the cooldown of the dead one.
     assert len(slack.requests) == 3
     json.dumps([posted.payload for posted in slack.requests])

@@ -17,7 +17,7 @@ from pymongo.database import Database
 from deployments.embedded import _process_started
 from deployments.sample import load_sample
 from deployments.settings import DEMO_DATABASE
-from deployments.work_pool import POOL, QUEUES
+from deployments.work_pool import POOL, queues
 from tests.end_to_end.pipeline import wait_for
 from tests.end_to_end.test_cli import run
 
@@ -127,7 +127,7 @@ def first_run(place: Place, source: Database[Record]) -> str:
 
 def test_the_pool_has_its_queues_in_their_order_and_a_worker(place: Place, first_run: str) -> None:
     assert place.read(f"/work_pools/{POOL}")["type"] == "process"
-    for queue in QUEUES:
+    for queue in queues():
         found = place.read(f"/work_pools/{POOL}/queues/{queue.name}")
         assert (found["priority"], found["concurrency_limit"]) == (queue.priority, queue.concurrency_limit)
     workers = place.ask("POST", f"/work_pools/{POOL}/workers/filter", {}).raise_for_status().json()

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 
-from deployments.work_pool import POOL, QUEUES, WORKER_LIMIT
+from deployments.work_pool import POOL, queues, worker_limit
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_every_deployment_says_what_it_does_and_where_it_runs(deployment: dict[s
     assert len(deployment["description"]) > 60
     assert "cryptique" in deployment["tags"]
     assert deployment["work_pool"]["name"] == POOL
-    assert deployment["work_pool"]["work_queue_name"] in {queue.name for queue in QUEUES}
+    assert deployment["work_pool"]["work_queue_name"] in {queue.name for queue in queues()}
 
 
 @each_deployment
@@ -82,11 +82,13 @@ def test_every_flow_with_a_file_of_its_own_has_a_deployment() -> None:
     assert sorted(DEPLOYMENTS) == flows
 
 
-def test_ongoing_work_comes_first_and_bulk_work_never_fills_the_worker() -> None:
-    queues = {queue.name: queue for queue in QUEUES}
-    assert queues["ongoing"].priority < queues["bulk"].priority < queues["partitions"].priority
-    assert queues["ongoing"].concurrency_limit is None
-    assert sum(queues[name].concurrency_limit or WORKER_LIMIT for name in ("bulk", "partitions")) < WORKER_LIMIT
+@pytest.mark.parametrize("child_runs", [1, 2, 5])
+def test_ongoing_work_comes_first_and_bulk_work_never_fills_the_worker(child_runs: int) -> None:
+    found = {queue.name: queue for queue in queues(child_runs)}
+    assert found["ongoing"].priority < found["bulk"].priority < found["partitions"].priority
+    assert found["ongoing"].concurrency_limit is None
+    assert found["partitions"].concurrency_limit == child_runs
+    assert 0 < child_runs + (found["bulk"].concurrency_limit or 0) < worker_limit(child_runs)
     assert DEPLOYMENTS["ingest"]["work_pool"]["work_queue_name"] == "ongoing"
     for name in ("migrate", "backfill", "replay", "reconcile"):
         assert DEPLOYMENTS[name]["work_pool"]["work_queue_name"] == "bulk"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import bson
 import pytest
 
 from tasks.domain.runs import Run, Scope, fingerprint
@@ -62,3 +63,23 @@ def test_a_scope_is_named_for_a_person() -> None:
 def test_a_run_began_when_its_work_did() -> None:
     run = Run(key="k", id="i", scope=Scope(), started_ms=1_748_736_000_000)
     assert run.started == JUNE
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        Scope(),
+        Scope("session", Window(JUNE, None), ("a", "b"), ("x",), 5_000),
+        Scope(window=Window(None, JUNE)),
+    ],
+    ids=["whole", "bounded", "until"],
+)
+def test_a_scope_comes_back_as_it_was_from_what_a_job_keeps_of_it(scope: Scope) -> None:
+    kept = bson.decode(bson.encode(scope.to_record()), bson.CodecOptions(tz_aware=True))
+    assert Scope.from_record(kept) == scope
+
+
+def test_all_flow_runs_that_were_at_a_work_wrote_its_rows() -> None:
+    run = Run(key="k", id="third", scope=Scope(), started_ms=0, earlier_ids=("first", "second"))
+    assert run.ids == {"first", "second", "third"}
+    assert Run(key="k", id="only", scope=Scope(), started_ms=0).ids == {"only"}
