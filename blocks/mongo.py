@@ -111,6 +111,10 @@ def _brief(error: Exception) -> str:
     return str(error).partition(", Timeout:")[0].partition(", full error:")[0][:300]
 
 
+def _made_again(block_type: type[MongoDatabase], fields: Record) -> MongoDatabase:
+    return block_type(**fields)
+
+
 class MongoDatabase(Block):
     """One database; the base of the source's and the vectors' blocks."""
 
@@ -120,6 +124,10 @@ class MongoDatabase(Block):
 
     _client: MongoClient[Record] | None = PrivateAttr(default=None)
     _client_lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Leave the connections behind: a copy in another process opens its own."""
+        return (_made_again, (type(self), {name: getattr(self, name) for name in type(self).model_fields}))
 
     def open_database(self) -> Database[Record]:
         """Return the database; the client is made once and shared by threads. No call leaves the process yet."""

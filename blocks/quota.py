@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -130,6 +130,26 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def _gate_again(
+    store: VectorStore,
+    quota: Quota,
+    usd_per_million_tokens: float,
+    run_key: str,
+    name: str,
+    keep_back: float,
+    budget_usd: float | None,
+) -> EmbeddingGate:
+    return EmbeddingGate(
+        store,
+        quota,
+        usd_per_million_tokens,
+        run_key=run_key,
+        name=name,
+        keep_back=keep_back,
+        budget_usd=budget_usd,
+    )
+
+
 class EmbeddingGate:
     """The ``Gate`` of one run; its threads pass one at a time, in the order in which they came.
 
@@ -152,6 +172,7 @@ class EmbeddingGate:
         stop: threading.Event | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
+        self._made_with = (store, quota, usd_per_million_tokens, run_key, name, keep_back, budget_usd)
         self._store = store
         self._name = name
         self._run_key = run_key
@@ -169,6 +190,10 @@ class EmbeddingGate:
             f"{name}-tokens": quota.tokens_per_minute is not None,
         }
         self._limits = _MinuteLimits([limit for limit, wanted in minute.items() if wanted], self._pause)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Leave line and connections behind: a copy in another process waits in a line of its own."""
+        return (_gate_again, self._made_with)
 
     @property
     def max_texts(self) -> int | None:

@@ -51,6 +51,10 @@ _PASSING_CODES = frozenset(
 _KEYS = "CRYPTIQUE_S3_ACCESS_KEY and CRYPTIQUE_S3_SECRET_KEY"
 
 
+def _made_again(block_type: type[S3Bucket], fields: dict[str, Any]) -> S3Bucket:
+    return block_type(**fields)
+
+
 class S3Bucket(Block):
     """A bucket, or the part of it below a prefix. Names are relative to the prefix."""
 
@@ -73,6 +77,10 @@ class S3Bucket(Block):
 
     _client: Any = PrivateAttr(default=None)
     _client_lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Leave the connections behind: a copy in another process opens its own."""
+        return (_made_again, (type(self), {name: getattr(self, name) for name in type(self).model_fields}))
 
     @field_validator("prefix")
     @classmethod

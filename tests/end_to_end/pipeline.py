@@ -203,6 +203,11 @@ class Pipeline:
             for name, digest in database.command("dbHash")["collections"].items()
         }
 
+    def begin_next_day(self) -> None:
+        """Forget that the day's quota is spent, as its reset at midnight does."""
+        change = {"$unset": {"spentUntil": "", "closedUntil": ""}}
+        self.store["ragstore"].update_many({"_id": {"$regex": "^spending:"}}, change)
+
     # -- what Prefect knows -----------------------------------------------------------------------------------
 
     def flow_run(self) -> FlowRun:

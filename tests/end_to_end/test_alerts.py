@@ -404,6 +404,7 @@ def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipelin
         client.set_flow_run_state(late_run.id, Scheduled(name="Late"), force=True)
         pool = {"prefect.resource.id": f"prefect.work-pool.{uuid4()}", "prefect.resource.name": "our pool"}
         emit_event(event="prefect.work-pool.not-ready", resource=pool)
+
         def three() -> list[str] | None:
             return [said(posted) for posted in slack.requests] if len(slack.requests) >= 3 else None
 

@@ -13,6 +13,7 @@ import pytest
 from flows.backfill import backfill
 from flows.ingest import ingest
 from tasks.domain.documents import DESCRIBER_VERSION
+from tasks.domain.errors import QuotaSpentError
 from tests.end_to_end.pipeline import HeldRequest, Pipeline, SourceData, beside, comparable, vector_of
 from tests.loopback.gemini import LoopbackGemini
 
@@ -74,6 +75,7 @@ def test_teams_and_contracts_choose_their_records(migrated: Pipeline, source_dat
     assert migrated.complete(backfill, teams=[team])["read"] == of_team
     contract, of_contract = Counter(row["contractId"] for row in rows).most_common(1)[0]
     assert migrated.complete(backfill, contracts=[contract])["read"] == of_contract
+    assert migrated.flow_run().name == f"backfill transactions all time, contract {contract}"
 
 
 def test_a_backfill_of_everything_moves_no_position_and_makes_none(pipeline: Pipeline, source_data: SourceData) -> None:
@@ -242,3 +244,38 @@ def test_a_backfill_that_failed_half_way_goes_on_where_it_stopped_and_pays_for_n
     assert {row["version"] for row in pipeline.documents().values()} == {2}
     assert pipeline.store["ragcheckpoints"].count_documents({}) == 0
     assert not [path for path in (pipeline.home / "shards").rglob("*") if path.is_file()]
+
+
+def test_a_backfill_that_paused_for_the_quota_goes_on_with_the_same_records_and_its_budget(
+    pipeline: Pipeline, source_data: SourceData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.records.BATCH_RECORDS", 100)
+    pipeline.load(source_data, source_data.some(300))
+    with LoopbackGemini() as server:
+        pipeline.use_gemini(server, cryptique_gemini_concurrency=1)
+        pipeline.migrate()
+        paid, spent_from = server.embedded.copy(), server.request_count + 3
+        server.faults = lambda index: "429-day" if index >= spent_from else None
+        pauses: list[str] = []
+
+        def midnight(error: QuotaSpentError) -> None:
+            pauses.append(str(error))
+            (_, job) = pipeline.jobs()
+            assert (job["status"], job["retryConfig"]["nextRetryAt"]) == ("retrying", error.until)
+            server.faults = ()
+            pipeline.begin_next_day()
+
+        # Nobody waits for the real one.
+        monkeypatch.setattr("flows.records.pause_until_the_quota_is_back", midnight)
+        report = pipeline.complete(
+            backfill, stored_describer=DESCRIBER_VERSION, rebuild="everything", limit=280, budget_usd=1.0
+        )
+        assert len(pauses) == 1
+        assert (report["read"], report["written"], report["unchanged"]) == (280, 280, 0)
+        again = server.embedded - paid
+        assert {times for text, times in again.items() if text != CHECK} == {1}
+    (_, job) = pipeline.jobs()
+    assert (job["status"], job["retryConfig"]["retryCount"]) == ("completed", 1)
+    assert job["metadata"]["choices"]["budgetAllowedUsd"] == 1.0
+    assert job["metadata"]["runIds"] == [str(pipeline.last_run_id)]
+    assert Counter(row["version"] for row in pipeline.documents().values()) == {1: 20, 2: 280}

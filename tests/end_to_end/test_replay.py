@@ -101,6 +101,7 @@ def test_reason_team_age_and_limit_choose_the_dead_letters(refused: Pipeline) ->
     ):
         assert refused.complete(replay, dry_run=True, **chosen)["resolved"] == expected
     assert refused.complete(replay, limit=1)["resolved"] == 1
+    assert refused.flow_run().name == "replay all dead letters"
     assert box.find_one(oldest)["status"] == "resolved"  # type: ignore[index]
     assert refused.complete(replay, reasons=["amount_negative"])["resolved"] in (1, 2)
     assert statuses(refused, code="amount_negative") == {"resolved": 2}
@@ -126,6 +127,7 @@ def test_a_dry_run_tells_what_would_be_resolved_and_changes_nothing(refused: Pip
     state = refused.flow_run().state
     assert state is not None
     assert "4 of 6 dead letters would be resolved" in str(state.message)
+    assert refused.flow_run().name == "dry run: replay all dead letters"
     assert refused.fingerprint() == before
 
 
