@@ -302,6 +302,11 @@ class VectorStore(MongoDatabase):
             rows = self.open_database()[schema.VECTORS].find({"_id": {"$in": list(ids)}}, {"embedding": 0})
             return {row["_id"]: row for row in rows}
 
+    def holds(self, criteria: Mapping[str, Any]) -> bool:
+        """Return whether any vector document matches."""
+        with mongo_errors("looking at the store", self.setting):
+            return self.open_database()[schema.VECTORS].find_one(dict(criteria), {"_id": 1}) is not None
+
     def count(self, criteria: Mapping[str, Any]) -> int:
         """Return how many vector documents match."""
         with mongo_errors("counting vector documents", self.setting):
@@ -533,7 +538,8 @@ class VectorStore(MongoDatabase):
 
         Return whether it was counted, and what stands in the record then; if not, ``wait_before`` says why. One
         operation where there is room, so that of many processes none passes a limit. Counts never expire with a
-        process; a new day begins when the first request of it is counted.
+        process; a new day begins when the first request of it is counted. A run has a count of its own only if it
+        has a budget: the record stays small, and a reply brings no other run's count.
         """
         day, run = quota_day(now).name, _run_field(run_key)
         room: Record = {"_id": _spending_id(name), "day": {"$gte": day}}
@@ -546,30 +552,36 @@ class VectorStore(MongoDatabase):
             if limit is not None:
                 room[field_name] = {"$not": {"$gt": limit - wanted}}
         amounts = {"texts": texts, "tokens": tokens, "nanoUsd": nano_usd}
-        change = {"$inc": amounts | _of_run(run, amounts), "$set": {f"{run}.at": now, "updatedAt": now}}
+        change: Record = {"$inc": amounts, "$set": {"updatedAt": now}}
+        if allowance.run_nano_usd is not None:
+            change = {"$inc": amounts | _of_run(run, amounts), "$set": {"updatedAt": now, f"{run}.at": now}}
+        seen = _seen_by(run)
         with mongo_errors("counting what embedding spends", self.setting):
             box = self._spending()
             while True:
-                row = box.find_one_and_update(room, change, return_document=ReturnDocument.AFTER)
+                row = box.find_one_and_update(room, change, seen, return_document=ReturnDocument.AFTER)
                 if row is not None:
                     return True, _spending_of(row, run_key)
-                row = box.find_one({"_id": room["_id"]})
+                row = box.find_one({"_id": room["_id"]}, seen)
                 if row is not None and row["day"] >= day:
                     return False, _spending_of(row, run_key)
                 _begin_day(box, row, room["_id"], day, now)
 
     def give_back_spending(
-        self, name: str, run_key: str, *, day: str, texts: int, tokens: int, nano_usd: int, now: datetime
+        self, name: str, run_key: str | None, *, day: str, texts: int, tokens: int, nano_usd: int, now: datetime
     ) -> None:
-        """Take back what was counted on a day for a request that was refused without cost."""
-        run = _run_field(run_key)
+        """Take back what was counted on a day for a request that was refused without cost.
+
+        ``run_key`` is None for a run without a budget, which has no count of its own.
+        """
         amounts = {"texts": -texts, "tokens": -tokens, "nanoUsd": -nano_usd}
+        of_run = {} if run_key is None else _of_run(_run_field(run_key), amounts)
         with mongo_errors("counting what embedding spends", self.setting):
             box = self._spending()
-            both = {"$inc": amounts | _of_run(run, amounts), "$set": {"updatedAt": now}}
-            if box.update_one({"_id": _spending_id(name), "day": day}, both).matched_count == 0:
+            both = {"$inc": amounts | of_run, "$set": {"updatedAt": now}}
+            if box.update_one({"_id": _spending_id(name), "day": day}, both).matched_count == 0 and of_run:
                 # That day is over; the run's own count goes on.
-                box.update_one({"_id": _spending_id(name)}, {"$inc": _of_run(run, amounts)})
+                box.update_one({"_id": _spending_id(name)}, {"$inc": of_run})
 
     def close_spending(self, name: str, *, until: datetime, now: datetime, reason: str | None = None) -> None:
         """Let no request of any process pass before ``until``. With a ``reason`` they are to stop, not to wait."""
@@ -581,10 +593,10 @@ class VectorStore(MongoDatabase):
             self._spending().update_one({"_id": _spending_id(name)}, change | {"$setOnInsert": begins}, upsert=True)
 
     def load_spending(self, name: str, run_key: str, *, now: datetime) -> Spending:
-        """Return what was spent today, and by a run on all days."""
+        """Return what was spent today, and on all days by a run that has a budget."""
         day = quota_day(now).name
         with mongo_errors("reading what embedding spent", self.setting):
-            row = self._spending().find_one({"_id": _spending_id(name)}) or {"day": day}
+            row = self._spending().find_one({"_id": _spending_id(name)}, _seen_by(_run_field(run_key))) or {"day": day}
         found = _spending_of(row, run_key)
         return found if found.day >= day else replace(found, day=day, texts=0, tokens=0, nano_usd=0)
 
@@ -593,12 +605,28 @@ class VectorStore(MongoDatabase):
             schema.STORE, write_concern=_DURABLE, read_concern=ReadConcern("majority")
         )
 
+    def note_loaded(self, source_type: str, *, now: datetime) -> None:
+        """Put down that the whole source was loaded once."""
+        with mongo_errors("writing that a source is loaded", self.setting):
+            store = self.open_database().get_collection(schema.STORE, write_concern=_DURABLE)
+            row = {"_id": f"loaded:{source_type}", "at": now}
+            store.replace_one({"_id": row["_id"]}, row, upsert=True)
+
+    def is_loaded(self, source_type: str) -> bool:
+        """Return whether the whole source was loaded once, so that what is missing now was lost."""
+        with mongo_errors("reading whether a source is loaded", self.setting):
+            ids = [f"loaded:{source_type}", f"position:{source_type}"]
+            return self.open_database()[schema.STORE].find_one({"_id": {"$in": ids}}, {"_id": 1}) is not None
+
     # -- checkpoints and jobs ---------------------------------------------------------------------------------
 
-    def save_checkpoint(self, run_key: str, shard: int, outcome: ShardOutcome, *, now: datetime) -> None:
+    def save_checkpoint(
+        self, run_key: str, shard: int, outcome: ShardOutcome, *, owners: str = "", now: datetime
+    ) -> None:
         """Put down that a shard is finished, with its counts and the ids of its stored records.
 
-        Call it when all else of the shard is written.
+        ``owners`` stands for the contracts and teams by which its records were given away. Call it when all else of
+        the shard is written.
         """
         with mongo_errors("writing a checkpoint", self.setting):
             box = self.open_database().get_collection(schema.CHECKPOINTS, write_concern=_DURABLE)
@@ -607,16 +635,27 @@ class VectorStore(MongoDatabase):
                 "shard": shard,
                 "createdAt": now,
                 "recordIds": outcome.stored_ids,
+                "owners": owners,
                 **outcome.manifest.to_record(),
             }
             box.replace_one({"runKey": run_key, "shard": shard}, row, upsert=True)
 
-    def load_checkpoints(self, run_key: str, *, known: Iterable[int] = ()) -> dict[int, Manifest]:
-        """Return the manifests of a run's finished shards, by shard number, without those that are ``known``."""
+    def load_checkpoints(
+        self, run_key: str, *, known: Iterable[int] = (), owners: str | None = None, since: datetime | None = None
+    ) -> dict[int, Manifest]:
+        """Return the manifests of a run's finished shards, by shard number, without those that are ``known``.
+
+        With ``owners`` only those that gave their records to the same owners; with ``since`` also those from then on.
+        """
+        wanted: list[Record] = []
+        if owners is not None:
+            wanted.append({"owners": owners})
+        if since is not None:
+            wanted.append({"createdAt": {"$gte": since}})
         with mongo_errors("reading checkpoints", self.setting):
             box = self.open_database().get_collection(schema.CHECKPOINTS, read_concern=ReadConcern("majority"))
-            rows = box.find({"runKey": run_key, "shard": {"$nin": list(known)}}, {"recordIds": 0})
-            return {row["shard"]: Manifest.from_record(row) for row in rows}
+            criteria = {"runKey": run_key, "shard": {"$nin": list(known)}, **({"$or": wanted} if wanted else {})}
+            return {row["shard"]: Manifest.from_record(row) for row in box.find(criteria, {"recordIds": 0})}
 
     def load_stored_ids(self, run_key: str, shard: int) -> set[ObjectId]:
         """Return the records of a finished shard that have vectors, as its checkpoint says."""
@@ -666,18 +705,32 @@ class VectorStore(MongoDatabase):
             change = {"status": "failed", "completedAt": now, "updatedAt": now}
             jobs.update_one(as_read, {"$set": change, "$push": {"errors": entry}})
 
-    def touch_job(self, job_id: str, *, now: datetime) -> None:
-        """Show that a job's process is alive."""
+    def touch_job(self, job_id: str, *, run_id: str | None = None, now: datetime) -> bool:
+        """Show that a job's process is alive; False if the job is no longer being processed, or by another run."""
+        whose = {} if run_id is None else {"metadata.runId": run_id}
         with mongo_errors("writing a job", self.setting):
-            self.open_database()[schema.JOBS].update_one(
-                {"jobId": job_id, "status": "processing"}, {"$set": {"updatedAt": now}}
+            found = self.open_database()[schema.JOBS].update_one(
+                {"jobId": job_id, "status": "processing", **whose}, {"$set": {"updatedAt": now}}
             )
+            return found.matched_count == 1
 
     def save_job(self, job: Mapping[str, Any]) -> None:
         """Write a job whole, by ``jobId``."""
         with mongo_errors("writing a job", self.setting):
             jobs = self.open_database().get_collection(schema.JOBS, write_concern=_DURABLE)
             jobs.bulk_write([ReplaceOne({"jobId": job["jobId"]}, dict(job), upsert=True)])
+
+    def keep_job(self, job: Mapping[str, Any]) -> bool:
+        """Write a claimed job whole, unless another run has claimed it since: then nothing is written, and False."""
+        with mongo_errors("writing a job", self.setting):
+            jobs = self.open_database().get_collection(schema.JOBS, write_concern=_DURABLE)
+            mine = {"jobId": job["jobId"], "metadata.runId": job["metadata"]["runId"]}
+            return jobs.replace_one(mine, dict(job)).matched_count == 1
+
+    def drop_job(self, job_id: str, *, run_id: str) -> None:
+        """Delete a job that did nothing, if it is still this run's."""
+        with mongo_errors("deleting a job", self.setting):
+            self.open_database()[schema.JOBS].delete_one({"jobId": job_id, "metadata.runId": run_id})
 
     # -- incidents --------------------------------------------------------------------------------------------
 
@@ -749,7 +802,7 @@ def _index_difference(index: Index, row: Mapping[str, Any]) -> str:
     return ""
 
 
-# -- the record of what embedding spends: the day's counts of all runs, and each run's own ---------------------------
+# -- the record of what embedding spends: the day's counts of all runs, and the own ones of runs with a budget --------
 
 
 def _spending_id(name: str) -> str:
@@ -758,6 +811,11 @@ def _spending_id(name: str) -> str:
 
 def _run_field(run_key: str) -> str:
     return "runs." + run_key.replace(".", "_").replace("$", "_")
+
+
+def _seen_by(run: str) -> list[str]:
+    """Return the fields that a request is answered with: no other run's count."""
+    return ["day", "texts", "tokens", "nanoUsd", "closedUntil", "spentUntil", "spentReason", f"{run}.nanoUsd"]
 
 
 def _of_run(run: str, amounts: Mapping[str, int]) -> dict[str, int]:
@@ -771,7 +829,9 @@ def _begin_day(box: MongoCollection[Record], row: Record | None, key: str, day: 
         with suppress(mongo.DuplicateKeyError):
             box.insert_one({"_id": key, **counts, "runs": {}})
         return
-    old = [name for name, run in row.get("runs", {}).items() if run.get("at", now) < now - _RUN_FORGOTTEN_AFTER]
+    # Once a day all counts of runs are read. What has no time was given back after its run was forgotten.
+    runs = (box.find_one({"_id": key}, {"runs": 1}) or {}).get("runs", {})
+    old = [name for name, run in runs.items() if "at" not in run or run["at"] < now - _RUN_FORGOTTEN_AFTER]
     change: Record = {"$set": counts}
     if old:
         change["$unset"] = {f"runs.{name}": "" for name in old}

@@ -14,6 +14,7 @@ from pydantic import Field
 from blocks.memory import limit_heaps
 from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
+from flows.jobs import was_begun
 from flows.load import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, LoadOptions, load, make_scope, prepare, rehearse
 from flows.migrate import MAX_CHILD_RUNS
 from flows.parameters import (
@@ -98,7 +99,9 @@ def backfill(
         rebuild=rebuild == "everything",
     )
     scope = make_scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit)
-    replaces = _require_stored(scope, parts, stored_describer, stored_model)
+    work = work_fingerprint(scope, parts, shard_rows=0, rebuild=options.rebuild)
+    work += f"-{stored_describer}-{stored_model}"
+    replaces = _require_stored(scope, parts, stored_describer, stored_model, begun=was_begun(work, parts, resume=True))
     parts.vectors.require_model(parts.facts, replace=replaces, write=False)
     get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)
     if stored_describer is not None or stored_model is not None:
@@ -111,8 +114,6 @@ def backfill(
             report, _ = rehearse_records(scope, select, parts, rebuild=options.rebuild)
         else:
             prepare(parts, replace_model=replaces)
-            work = work_fingerprint(scope, parts, shard_rows=0, rebuild=options.rebuild)
-            work += f"-{stored_describer}-{stored_model}"
             report, _ = load_records(
                 "backfill",
                 work,
@@ -125,14 +126,17 @@ def backfill(
                 resume=True,
             )
     elif dry_run:
-        report, _ = rehearse(scope, parts, options, began=began)
+        report = rehearse(scope, parts, options, began=began)
     else:
-        report, _ = load("backfill", scope, parts, options, began=began)
+        report = load("backfill", scope, parts, options, began=began)
     return Completed(message=message_of(report), data=asdict(report))
 
 
-def _require_stored(scope: Scope, parts: Parts, describer: int | None, model: str | None) -> bool:
-    """Return whether the whole store is to change its model; raise ``InputError`` for a version that stored nothing."""
+def _require_stored(scope: Scope, parts: Parts, describer: int | None, model: str | None, *, begun: bool) -> bool:
+    """Return whether the whole store is to change its model.
+
+    Raises ``InputError`` for a version that stored nothing, unless it was ``begun``: its last may be replaced by now.
+    """
     if describer is not None and describer > DESCRIBER_VERSION:
         raise InputError(
             f"stored_describer {describer} is newer than this code, whose describer is {DESCRIBER_VERSION}: nothing "
@@ -141,7 +145,13 @@ def _require_stored(scope: Scope, parts: Parts, describer: int | None, model: st
     if model is None or model == parts.facts.model:
         return False
     everywhere = Scope(scope.source_type)
-    if not parts.vectors.count(parts.vectors.lineage_criteria(everywhere, describer=None, model=model)):
+    there = parts.vectors.holds(parts.vectors.lineage_criteria(everywhere, describer=None, model=model))
+    if not there and not begun:
         raise InputError(f"no stored vector is of the model {model}: `lineage.model` of the documents tells theirs")
-    # In part of a store it would hide all the rest from searches, which compare vectors of one model only.
-    return scope.whole and describer is None
+    if not scope.whole or describer is not None:
+        raise InputError(
+            f"vectors of {model} can only be replaced by {parts.facts.model} in the whole store: in a part of it they "
+            "would be hidden from searches, which compare vectors of one model. Leave out window, teams, contracts, "
+            "limit and stored_describer"
+        )
+    return True

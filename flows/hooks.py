@@ -36,7 +36,8 @@ from tasks.domain.incidents import Incident, Severity, cause_of, in_words
 #: Said after a crash that was told of, so that the server's automation doesn't tell it again.
 ALERT_TOLD = "cryptique-rag.alert.told"
 
-#: How the command line spells parameters. A run that goes on never starts anew, so ``resume`` is left out.
+#: How the command line spells parameters; ``no_`` before a name is the option that turns it off. A run that goes on
+#: never starts anew, so ``resume`` is left out.
 _SCOPE = {
     "start": "--start",
     "end": "--end",
@@ -68,7 +69,13 @@ _COMMANDS = {
         "dry_run": "--dry-run",
         "retries": "--retries",
     },
-    "reconcile": {"remove_orphans": "--remove-orphans", "budget_usd": "--budget-usd", "retries": "--retries"},
+    "reconcile": {
+        "no_heal": "--no-heal",
+        "remove_orphans": "--remove-orphans",
+        "shard_rows": "--shard-rows",
+        "budget_usd": "--budget-usd",
+        "retries": "--retries",
+    },
     "ingest": {"max_seconds": "--max-seconds", "until_idle": "--until-idle"},
 }
 _LEFT_OUT = {"sources", "resume"}
@@ -272,11 +279,14 @@ def resume_command(flow: Flow[..., Any], flow_run: FlowRun) -> str:
     words = ["cryptique-rag", flow.name]
     defaults = {name: spec.get("default") for name, spec in flow.parameters.properties.items()}
     for name, value in flow_run.parameters.items():
-        if name in _LEFT_OUT or value in (None, False, []) or value == defaults.get(name):
+        # A list's default is made when the flow is called, so the schema doesn't tell it.
+        if name in _LEFT_OUT or value == defaults.get(name) or value == []:
             continue
-        if name not in options:
+        if isinstance(value, bool):
+            name = name if value else f"no_{name}"
+        if name not in options or value is None:
             return again
-        if value is True:
+        if isinstance(value, bool):
             words.append(options[name])
             continue
         for one in value if isinstance(value, list | tuple) else [value]:

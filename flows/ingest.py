@@ -15,16 +15,14 @@ from prefect.states import Completed
 from pydantic import Field
 
 from blocks.memory import limit_heaps
-from flows.blocks import Parts, gated, load_parts
+from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
-from flows.jobs import Job, job_origin, new_run
+from flows.jobs import STOP_WITHIN_S, Job, at_work, forget, job_origin, new_run, require_no_paused_load, take_up
 from flows.migrate import migrate
 from flows.stages import StageWork, task_runner
 from tasks.domain.changes import ChangeBatch, Lags
 from tasks.domain.errors import HistoryLostError, QuotaSpentError, WorkTakenError
-from tasks.domain.jobs import Status
-from tasks.domain.manifests import Manifest
-from tasks.domain.runs import Run, Scope
+from tasks.domain.runs import Scope
 from tasks.extract import COLLECTION
 from tasks.policy import DEFAULT_RETRIES
 
@@ -35,8 +33,6 @@ _POSITION_EVERY_S = 30.0
 OVERLAP = timedelta(minutes=10)
 _WATERMARK_FIELD = "createdAt"
 _SOURCE_TYPE = "transaction"
-#: A worker kills a run that was cancelled after thirty seconds.
-_STOP_WITHIN_S = 20.0
 
 Follow = Literal["auto", "stream", "watermark"]
 
@@ -97,38 +93,41 @@ def ingest(
     began = time.monotonic()
     limit_heaps()
     parts = load_parts(retries=retries)
-    source, vectors, store = parts.source, parts.vectors, parts.store
-    try:
-        parts.embedder.check()
-    except QuotaSpentError as error:
-        return _waiting(error, IngestReport(""))
+    source, vectors = parts.source, parts.vectors
     vectors.require_model(parts.facts, replace=False, write=False)
-    run = new_run(Scope(_SOURCE_TYPE))
-    report = IngestReport(run.key)
-    with gated(parts, run, bulk=False) as parts:
-        following = _Following(run, parts, report, began + max_seconds, until_idle)
-        streamed = follow == "stream" or (follow == "auto" and source.read_operation_time() is not None)
-        try:
-            if streamed:
-                following.follow_stream(batch_records)
-            else:
-                following.follow_watermark(batch_records)
-        except WorkTakenError as error:
-            # The first load is under way; where it began is where the next run goes on.
-            logger.info("nothing to do yet: %s", error)
-            return Completed(message=f"waiting: {error}", data=asdict(report))
-        except QuotaSpentError as error:
-            # The position stands before what is not stored: the next run begins there.
-            following.finish("retrying", str(error), next_retry=error.until)
-            return _waiting(error, report)
-        except BaseException as error:
-            ended: Status = "failed" if isinstance(error, Exception) else "cancelled"
-            following.finish(ended, str(error) or type(error).__name__)
-            raise
-        finally:
-            store.drop_run(run.key)
-            vectors.drop_checkpoints(run.key)
-        following.finish("completed")
+    report = IngestReport("")
+    origin = job_origin("ingest", f"ingest-{_SOURCE_TYPE}")
+    try:
+        job = take_up(new_run(Scope(_SOURCE_TYPE), parts), origin, parts, resume=True)
+    except WorkTakenError as error:
+        return Completed(message=f"waiting: {error}", data=asdict(report))
+    report.run_id = job.run.key
+    following = _Following(job, report, began + max_seconds, until_idle)
+    streamed = follow == "stream" or (follow == "auto" and source.read_operation_time() is not None)
+    try:
+        with at_work(job, parts, bulk=False) as gated_parts:
+            following.begin(gated_parts)
+            try:
+                if streamed:
+                    following.follow_stream(batch_records)
+                else:
+                    following.follow_watermark(batch_records)
+            except BaseException as error:
+                following.stop(within_s=0.0 if isinstance(error, Exception) else STOP_WITHIN_S)
+                raise
+            finally:
+                following.count()
+    except WorkTakenError as error:
+        # The first load is under way or paused; where it began is where the next run goes on.
+        logger.info("nothing to do yet: %s", error)
+        vectors.drop_job(job.id, run_id=job.run.id)
+        return Completed(message=f"waiting: {error}", data=asdict(report))
+    except QuotaSpentError as error:
+        # The position stands before what is not stored: the next run begins there, with what was paid for.
+        return _waiting(error, report)
+    forget(job.run, parts)
+    if not report.batches:
+        vectors.drop_job(job.id, run_id=job.run.id)
     report.seconds = round(time.monotonic() - began, 1)
     _publish(report)
     return Completed(message=_message(report), data=asdict(report))
@@ -144,14 +143,23 @@ def _waiting(error: QuotaSpentError, report: IngestReport) -> State[dict[str, An
 class _Following:
     """One run's way along the source's changes."""
 
-    def __init__(self, run: Run, parts: Parts, report: IngestReport, deadline: float, until_idle: bool) -> None:
-        self._run, self._parts, self._report = run, parts, report
+    def __init__(self, job: Job, report: IngestReport, deadline: float, until_idle: bool) -> None:
+        self._job, self._report = job, report
         self._deadline, self._until_idle = deadline, until_idle
-        self._identity = parts.source.identify(COLLECTION)
-        self._manifest = Manifest()
+        self._manifest = job.manifest
         self._lags = Lags()
         self._idle = False
-        self._work = StageWork(run, parts, in_flight=1)
+
+    def begin(self, parts: Parts) -> None:
+        """Set out with these parts."""
+        self._parts = parts
+        self._identity = parts.source.identify(COLLECTION)
+        self._work = StageWork(self._job.run, parts, in_flight=1)
+
+    def stop(self, *, within_s: float) -> None:
+        """Let what is at work end, and count it."""
+        for late in self._work.stop(within_s=within_s):
+            self._manifest.merge(late.manifest)
 
     def follow_stream(self, batch_records: int) -> None:
         """Follow the change stream; where there is no position, or history is lost, compare everything first."""
@@ -187,20 +195,14 @@ class _Following:
             )
         )
 
-    def finish(self, status: Status, error: str | None = None, *, next_retry: datetime | None = None) -> None:
-        """Put the run's counts into its report and, where anything was read, into ``embeddingjobs``."""
-        if status == "cancelled":
-            for late in self._work.stop(within_s=_STOP_WITHIN_S):
-                self._manifest.merge(late.manifest)
+    def count(self) -> None:
+        """Put what was done so far into the report and the job."""
         counts, report = self._manifest.total, self._report
+        self._job.total = counts.read
         report.read, report.written, report.unchanged = counts.read, counts.written, counts.unchanged
         report.dead_lettered, report.removed, report.chunks = counts.dead_lettered, counts.removed, counts.chunks
         report.tokens, report.refused = self._manifest.tokens, dict(sorted(self._manifest.refused.items()))
         report.lag_p50_s, report.lag_p95_s, report.lag_max_s = map(self._lags.quantile_s, (0.5, 0.95, 1.0))
-        if report.batches or error is not None:
-            origin = job_origin("ingest", f"ingest-{self._run.key}")
-            job = Job(self._run, origin, self._parts, total=counts.read, manifest=self._manifest)
-            job.save(status, error=error, next_retry=next_retry)
 
     def _batches(self, position: dict[str, Any], batch_records: int) -> Iterator[ChangeBatch]:
         return self._parts.source.follow_changes(COLLECTION, position, batch_records=batch_records, stop=self._is_over)
@@ -218,6 +220,7 @@ class _Following:
 
     def _compare_everything(self, reason: str) -> None:
         get_run_logger().warning("comparing the whole source: %s", reason)
+        require_no_paused_load(self._parts, _SOURCE_TYPE)
         self._report.caught_up = reason
         migrate(retries=self._parts.retries)
 

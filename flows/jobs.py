@@ -1,4 +1,9 @@
-"""Jobs: a run's claim on its work and its record in ``embeddingjobs``, true while it runs and after it ended."""
+"""Jobs: a run's claim on its work and its record in ``embeddingjobs``, true while it runs and after it ended.
+
+Which run may take up what: the same work has the same fingerprint, and one live run at a time. What a run began and
+did not complete is taken up by the next run of the same work, under the same run key, with its plan, checkpoints and
+paid texts. A run that lost its claim writes nothing more.
+"""
 
 from __future__ import annotations
 
@@ -17,40 +22,49 @@ from uuid import uuid4
 from prefect import get_run_logger, runtime
 
 from blocks.shards import ShardStore
-from blocks.vector_store import VectorStore
-from flows.blocks import Parts
-from tasks.domain.errors import PipelineError, WorkTakenError
+from flows.blocks import Parts, gated
+from tasks.domain.errors import BudgetSpentError, PipelineError, QuotaSpentError, WorkTakenError
 from tasks.domain.jobs import JobOrigin, Kind, Status, job_id, job_record
 from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run, Scope
 
+#: How long a run that is asked to stop lets its work under way end: a worker kills one that was cancelled after 30.
+STOP_WITHIN_S = 20.0
+#: Where a job's choices say which file holds the ids of its records.
+RECORDS = "records"
 _RESUMABLE_FOR = timedelta(days=7)
 #: A run on another machine that has not said anything for this long is dead.
 _SILENT_FOR = timedelta(minutes=5)
 _HEARTBEAT_S = 30.0
-BUDGET_CODE = "budget"
-#: Where a job's choices say which file holds the ids of its records.
-RECORDS = "records"
+_BUDGET_CODE = "budget"
+_ALLOWED = "budgetAllowedUsd"
+_END_TRIES, _END_PAUSE_S = 5, 2.0
+#: A paused load goes on by itself when its quota is back; one that did not by then is anybody's.
+_OVERDUE_AFTER = timedelta(hours=1)
 _ENDED = {"failed": "failed", "cancelled": "was stopped", "retrying": "paused"}
+_WHOLE: dict[str, Any] = {"start": None, "end": None, "teams": [], "contracts": [], "limit": None}
 #: The jobs that this process is at.
 _at_work_here: set[str] = set()
 
 
-def new_run(scope: Scope, vectors: VectorStore | None = None, *, rebuild: bool = False) -> Run:
-    """Return a run that begins now. One that loads much is given the store, to see whether it is empty."""
+def new_run(scope: Scope, parts: Parts, *, bulk: bool = False, rebuild: bool = False, thorough: bool = False) -> Run:
+    """Return a run that begins now. With ``bulk`` it looks whether the store is empty."""
     return Run(
         key=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}",
         id=str(runtime.flow_run.id or uuid4()),
         scope=scope,
         started_ms=int(time.time() * 1000),
-        target_was_empty=vectors is not None and vectors.is_empty(),
+        target_was_empty=bulk and parts.vectors.is_empty(),
         rebuild=rebuild,
+        thorough=thorough,
+        owners=parts.owners.digest(),
     )
 
 
 def job_origin(kind: Kind, fingerprint: str, *, part: int | None = None, **choices: Any) -> JobOrigin:
     """Return who runs the work here. Jobs with the same fingerprint are the same work: one of them at a time."""
     triggered_by = "prefect" if runtime.deployment.id else "command line"
+    choices = {**choices, "claimedAt": datetime.now(UTC)}
     return JobOrigin(fingerprint, triggered_by, worker_id() or "", socket.gethostname(), kind, choices, part)
 
 
@@ -64,35 +78,71 @@ class Job:
     previous: dict[str, Any] | None = None
     total: int = 0
     manifest: Manifest = field(default_factory=Manifest)
+    resumable: bool = True
 
     @property
     def id(self) -> str:
         """Return its ``jobId``."""
         return job_id(self.run.key, self.origin.kind, self.origin.part)
 
-    def allow_budget(self) -> float | None:
-        """Return the dollars that this work may spend in all, or None for any sum.
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Return what a process needs that goes on with this work."""
+        return self.origin.choices or {}
 
-        A run that goes on after its budget was spent has the same sum again: somebody wanted it to go on.
-        """
-        budget = (self.origin.choices or {}).get("budgetUsd")
-        if budget is None:
-            return None
-        before = self.previous or {}
-        allowed = before.get("metadata", {}).get("choices", {}).get("budgetAllowedUsd")
-        spent = [entry["errorCode"] for entry in before.get("errors", ())][-1:] == [BUDGET_CODE]
-        allowed = budget if allowed is None else allowed + budget if spent else allowed
-        self.note(budgetAllowedUsd=allowed)
-        return float(allowed)
+    @property
+    def allowed_usd(self) -> float | None:
+        """Return the dollars that this work may spend in all, or None for any sum."""
+        allowed = self.choices.get(_ALLOWED)
+        return None if allowed is None else float(allowed)
 
     def note(self, **choices: Any) -> None:
         """Add to what a process needs that goes on with this work."""
-        self.origin = replace(self.origin, choices={**(self.origin.choices or {}), **choices})
+        self.origin = replace(self.origin, choices={**self.choices, **choices})
         self.save("processing")
 
-    def record(self, status: Status, *, left_s: float | None = None, **more: Any) -> dict[str, Any]:
-        """Return it as it stands, with an estimate of the seconds left where there is one."""
+    def save(self, status: Status, *, left_s: float | None = None, **more: Any) -> bool:
+        """Write the record; return whether that worked. What can't be written now is written by the next call.
+
+        Raises ``WorkTakenError`` if another run has taken this one for dead and claimed its work.
+        """
         now = datetime.now(UTC)
+        estimate = now + timedelta(seconds=left_s) if left_s is not None else None
+        try:
+            kept = self.parts.vectors.keep_job(self._record(status, now=now, estimated_completion=estimate, **more))
+        except PipelineError as error:
+            get_run_logger().warning("the job's record is behind: %s", error)
+            return False
+        if not kept:
+            raise WorkTakenError("another run took this one for dead and goes on with its work: this one ends here")
+        return True
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Write how it ended, with an example of each reason for dead letters; tried for some seconds."""
+        more: dict[str, Any] = {"resumable": self.resumable}
+        status: Status = "completed"
+        if isinstance(error, QuotaSpentError):
+            status, more = "retrying", {"error": str(error), "next_retry": error.until}
+        elif isinstance(error, BudgetSpentError):
+            status, more = "retrying", {"error": str(error), "error_code": _BUDGET_CODE}
+        elif error is not None:
+            # Ctrl-C, SIGTERM or a cancel in the UI is no Exception.
+            status = "failed" if isinstance(error, Exception) else "cancelled"
+            more["error"] = (str(error) if isinstance(error, Exception) else "") or type(error).__name__
+        with suppress(PipelineError):
+            more["letters"] = self.parts.vectors.find_dead_letter_examples(self.run.ids)
+        pause = threading.Event()
+        for _ in range(_END_TRIES):
+            if self.save(status, **more):
+                return
+            pause.wait(_END_PAUSE_S)
+
+    def claim(self) -> bool:
+        """Write the record as one that is being processed; False if another run was quicker."""
+        record = self._record("processing", now=datetime.now(UTC))
+        return self.parts.vectors.claim_job(record, instead_of=self.previous)
+
+    def _record(self, status: Status, *, now: datetime, **more: Any) -> dict[str, Any]:
         return job_record(
             self.run,
             self.origin,
@@ -104,28 +154,8 @@ class Job:
             now=now,
             retries=self.parts.retries,
             previous=self.previous,
-            estimated_completion=now + timedelta(seconds=left_s) if left_s is not None else None,
             **more,
         )
-
-    def save(self, status: Status, **more: Any) -> None:
-        """Write the record. What can't be written now is written by the next call: it never stops the work."""
-        try:
-            self.parts.vectors.save_job(self.record(status, **more))
-        except PipelineError as error:
-            get_run_logger().warning("the job's record is behind: %s", error)
-
-    def end(self, error: BaseException | None = None, *, resumable: bool = True) -> None:
-        """Write how it ended, with an example of each reason for dead letters."""
-        letters: Mapping[str, Mapping[str, Any]] = {}
-        with suppress(PipelineError):
-            letters = self.parts.vectors.find_dead_letter_examples(self.run.ids)
-        if error is None:
-            self.save("completed", letters=letters)
-            return
-        stopped = not isinstance(error, Exception)  # Ctrl-C, SIGTERM, a cancel in the UI
-        words = str(error) or type(error).__name__
-        self.save("cancelled" if stopped else "failed", error=words, resumable=resumable, letters=letters)
 
 
 def take_up(run: Run, origin: JobOrigin, parts: Parts, *, resume: bool) -> Job:
@@ -145,18 +175,52 @@ def take_up(run: Run, origin: JobOrigin, parts: Parts, *, resume: bool) -> Job:
                 f"run {previous['metadata']['runId']} on {previous['workerHost']} is at this work right now: wait for "
                 "it, or cancel it first"
             )
-        metadata = previous["metadata"]
-        earlier = metadata.get("runIds") or [metadata["runId"]]
+        earlier = _run_ids(previous)
         if (resume or run.id in earlier) and _is_resumable(previous, store):
             taken_up = previous
-            run = replace(run, key=metadata["runKey"], earlier_ids=tuple(earlier), may_have_written=True)
+            run = replace(run, key=previous["metadata"]["runKey"], earlier_ids=tuple(earlier), may_have_written=True)
             logger.info("taking up run %s, which %s", run.key, _ENDED.get(previous["status"], "was cut off"))
         elif previous["status"] == "processing":
             vectors.give_up_job(previous, error="its process is gone", now=datetime.now(UTC))
-    job = Job(run, origin, parts, previous=taken_up)
-    if not vectors.claim_job(job.record("processing"), instead_of=taken_up):
+    job = Job(run, replace(origin, choices=_choices(origin, taken_up)), parts, previous=taken_up)
+    if not job.claim():
         raise WorkTakenError("another run took up this work just now: wait for it, or cancel it first")
     return job
+
+
+def was_begun(fingerprint: str, parts: Parts, *, resume: bool) -> bool:
+    """Return whether ``take_up`` would go on with work that was begun: what was asked then is not asked again."""
+    previous = parts.vectors.find_job({"metadata.fingerprint": fingerprint})
+    if previous is None or previous["status"] == "completed":
+        return False
+    return (resume or str(runtime.flow_run.id) in _run_ids(previous)) and _is_resumable(previous, parts.store)
+
+
+def _run_ids(job: Mapping[str, Any]) -> list[str]:
+    metadata = job["metadata"]
+    return list(metadata.get("runIds") or [metadata["runId"]])
+
+
+def _choices(origin: JobOrigin, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the run does and what it takes over from the one that it goes on with, its budget included.
+
+    A budget is for the work, not for a run of it. Somebody who lets it go on after it was spent allows the same sum
+    again, another sum given then is added, and one given after anything else is the new limit of the whole work.
+    """
+    given = dict(origin.choices or {})
+    before = dict(((previous or {}).get("metadata") or {}).get("choices") or {})
+    budget, allowed = given.get("budgetUsd"), before.get(_ALLOWED)
+    errors = (previous or {}).get("errors") or [{}]
+    spent = (previous or {}).get("status") == "retrying" and errors[-1].get("errorCode") == _BUDGET_CODE
+    if budget is None:
+        before.pop(_ALLOWED, None)
+    elif allowed is None:
+        given[_ALLOWED] = budget
+    elif spent:
+        given[_ALLOWED] = allowed + budget
+    else:
+        given[_ALLOWED] = allowed if budget == before.get("budgetUsd") else budget
+    return {**before, **given}
 
 
 def _is_resumable(job: dict[str, Any], store: ShardStore) -> bool:
@@ -164,45 +228,103 @@ def _is_resumable(job: dict[str, Any], store: ShardStore) -> bool:
     recent = datetime.now(UTC) - job["updatedAt"] < _RESUMABLE_FOR
     if not metadata.get("resumable", True) or not recent:
         return False
-    return RECORDS in (metadata.get("choices") or {}) or store.read_plan(metadata["runKey"]) is not None
+    needs_plan = RECORDS not in (metadata.get("choices") or {}) and "ingest" not in (metadata.get("tags") or ())
+    return not needs_plan or store.read_plan(metadata["runKey"]) is not None
+
+
+def require_no_paused_load(parts: Parts, source_type: str) -> None:
+    """Raise ``WorkTakenError`` while a load of the whole source is paused: nobody else may spend what it may not."""
+    scope = {f"metadata.choices.scope.{name}": value for name, value in {"sourceType": source_type, **_WHOLE}.items()}
+    for job in parts.vectors.find_jobs({"metadata.tags": "migrate", "status": "retrying", **scope}, limit=1):
+        until = job["retryConfig"]["nextRetryAt"]
+        if until is None or datetime.now(UTC) < until + _OVERDUE_AFTER:
+            raise WorkTakenError(f"the load {job['jobId']} is paused: {job['errors'][-1]['error']}")
+
+
+def require_loaded(parts: Parts, source_type: str) -> None:
+    """Raise ``WorkTakenError`` before the source was loaded whole once, and while a load of all of it is under way."""
+    if not parts.vectors.is_loaded(source_type):
+        raise WorkTakenError("the whole source was never loaded: run `migrate` first")
+    require_no_paused_load(parts, source_type)
+    for job in parts.vectors.find_jobs({"metadata.tags": "migrate", "status": "processing"}):
+        if is_alive(job):
+            raise WorkTakenError(f"the load {job['jobId']} is under way")
 
 
 @contextmanager
-def heartbeat(vectors: VectorStore, job: str) -> Iterator[None]:
-    """Show that this process is alive, also while one shard takes long: a silent job of another machine is dead."""
+def at_work(job: Job, parts: Parts, *, bulk: bool) -> Iterator[Parts]:
+    """Yield the parts to work with, gate included; beat meanwhile, and write how it ends, however it does."""
+    with _heartbeat(job, parts):
+        try:
+            with gated(parts, job.run, bulk=bulk, budget_usd=job.allowed_usd) as job.parts:
+                yield job.parts
+        except BaseException as error:
+            if not isinstance(error, WorkTakenError):
+                job.end(error)
+            raise
+        job.end()
+
+
+@contextmanager
+def _heartbeat(job: Job, parts: Parts) -> Iterator[None]:
+    """Show that this process is alive, also while one shard takes long: a silent job of another machine is dead.
+
+    A run that learns here that another has claimed its work stops at its next request.
+    """
     stopped = threading.Event()
 
     def beat() -> None:
         while not stopped.wait(_HEARTBEAT_S):
             with suppress(PipelineError):
-                vectors.touch_job(job, now=datetime.now(UTC))
+                if not parts.vectors.touch_job(job.id, run_id=job.run.id, now=datetime.now(UTC)):
+                    parts.stopping.set()
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
-    _at_work_here.add(job)
+    _at_work_here.add(job.id)
     try:
         yield
     finally:
-        _at_work_here.discard(job)
+        _at_work_here.discard(job.id)
         stopped.set()
         thread.join()
 
 
+def forget(run: Run, parts: Parts) -> None:
+    """Delete what a finished run leaves between its stages. What can't be deleted now is swept later."""
+    try:
+        parts.store.drop_run(run.key)
+        parts.vectors.drop_checkpoints(run.key)
+    except PipelineError as error:
+        get_run_logger().warning("files of the finished run %s stay for a week: %s", run.key, error)
+
+
 def is_alive(job: Mapping[str, Any]) -> bool:
     """Return whether the process of a job is at work still, as far as can be told from here."""
-    if job.get("workerHost") == socket.gethostname():
-        pid = str(job.get("workerId") or "").split(":")[1:2]
-        if pid and pid[0].isdecimal():
-            # Pids come round again: the start time tells a process from its successor.
-            if job["workerId"] != worker_id(int(pid[0])):
-                return False
-            # A process may outlive its job, where the end of it could not be written.
-            return int(pid[0]) != os.getpid() or job["jobId"] in _at_work_here
+    words = str(job.get("workerId") or "").split(":")
+    if len(words) == _WORKER_ID_WORDS and words[3] == _place() and words[1].isdecimal():
+        # Pids come round again: the start time tells a process from its successor.
+        if job["workerId"] != worker_id(int(words[1])):
+            return False
+        # A process may outlive its job, where the end of it could not be written.
+        return int(words[1]) != os.getpid() or job["jobId"] in _at_work_here
     return bool(datetime.now(UTC) - job["updatedAt"] < _SILENT_FOR)
 
 
+_WORKER_ID_WORDS = 4
+
+
+def _place() -> str:
+    """Return what two processes have in common that see each other's pids; hostnames come twice in containers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
 def worker_id(pid: int | None = None) -> str | None:
-    """Return ``host:pid:start`` of a process of this machine, or None where it no longer runs."""
+    """Return ``host:pid:start:place`` of a process of this machine, or None where it no longer runs."""
     pid = os.getpid() if pid is None else pid
     try:
         os.kill(pid, 0)
@@ -216,4 +338,4 @@ def worker_id(pid: int | None = None) -> str | None:
         started = ""
     except OSError:
         return None
-    return f"{socket.gethostname()}:{pid}:{started}"
+    return f"{socket.gethostname()}:{pid}:{started}:{_place()}"

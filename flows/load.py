@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
@@ -13,13 +13,13 @@ from prefect.futures import PrefectFuture
 
 from blocks.mongo import MongoSource
 from blocks.vector_store import VectorStore
-from flows.blocks import Parts, PipelineEmbedder, gated
-from flows.jobs import BUDGET_CODE, Job, heartbeat, job_origin, new_run, take_up
-from flows.partition import finish_in_children, require_no_children, work_fingerprint
+from flows.blocks import Parts, PipelineEmbedder
+from flows.jobs import STOP_WITHIN_S, Job, at_work, forget, job_origin, new_run, take_up
+from flows.partition import find_child_ids, finish_in_children, require_no_children, work_fingerprint
 from flows.pauses import pause_for_a_person, pause_until_the_quota_is_back
 from flows.progress import Progress
 from flows.report import Announcer, LoadReport, by_reason, make_report, publish
-from flows.stages import StageWork, whole
+from flows.stages import StageTimes, StageWork, whole
 from tasks.chunk import DescribedChunk, chunk_shard
 from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.errors import BudgetSpentError, InputError, QuotaSpentError, TerminalError
@@ -40,8 +40,6 @@ DEFAULT_SHARD_ROWS = 5_000
 #: Two shards keep both the embedder and the database busy; memory holds no more than these.
 DEFAULT_SHARDS_IN_FLIGHT = 2
 _SHOWN_DIFFERENCES = 5
-#: A worker kills a run that was cancelled after thirty seconds.
-_STOP_WITHIN_S = 20.0
 
 Kind = Literal["migrate", "backfill"]
 
@@ -84,7 +82,7 @@ def make_scope(
     return Scope("transaction", window, tuple(sorted(teams)), tuple(sorted(contracts)), limit)
 
 
-def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> tuple[LoadReport, Run]:
+def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> LoadReport:
     """Load the scope and return what was done.
 
     Pauses while the day's quota is spent, and where the run's budget is (``flows/pauses.py``). Raises
@@ -94,7 +92,7 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
     resume = options.resume
     while True:
         prepare(parts, replace_model=options.replace_model)
-        run = new_run(scope, parts.vectors, rebuild=options.rebuild)
+        run = new_run(scope, parts, bulk=True, rebuild=options.rebuild)
         origin = job_origin(
             kind,
             work,
@@ -107,17 +105,21 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
         )
         parts.stopping.clear()
         job = take_up(run, origin, parts, resume=resume)
-        allowed = job.allow_budget()
         try:
-            with (
-                heartbeat(parts.vectors, job.id),
-                gated(parts, job.run, bulk=True, budget_usd=allowed) as job.parts,
-            ):
-                return _carry_out(job, job.parts, options, began), job.run
+            with at_work(job, parts, bulk=True) as gated_parts:
+                report, times = _carry_out(job, gated_parts, options, began)
         except QuotaSpentError as error:
             pause_until_the_quota_is_back(error)
+            # A day may have passed in this process: whose records they are is read again.
+            parts = replace(parts, owners=parts.source.load_owners())
         except BudgetSpentError as error:
             pause_for_a_person(error)
+        else:
+            forget(job.run, parts)
+            publish(kind, report, job.run, job.manifest, parts, times)
+            if report.refused:
+                get_run_logger().warning("dead letters by reason: %s", by_reason(report.refused))
+            return report
         resume = True
 
 
@@ -165,16 +167,16 @@ def plan_shards(source: MongoSource, owners: Owners, scope: Scope, shard_rows: i
 # -- doing it -------------------------------------------------------------------------------------------------
 
 
-def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> LoadReport:
+def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> tuple[LoadReport, StageTimes]:
     """Run every unfinished shard through the stages, reconcile, and keep the job's record true throughout."""
     logger = get_run_logger()
-    run, vectors, store, manifest = job.run, parts.vectors, parts.store, job.manifest
+    run, vectors, manifest = job.run, parts.vectors, job.manifest
     work = StageWork(run, parts, in_flight=options.shards_in_flight)
-    resumable = True
     try:
         shards = _plan(job, parts, options)
         job.total = sum(shard.planned for shard in shards)
-        finished = vectors.load_checkpoints(run.key)
+        # What was given to other owners than today's is looked at again.
+        finished = vectors.load_checkpoints(run.key, owners=run.owners)
         resumed_shards = len(finished)
         counts = {number: done.total for number, done in finished.items()}
         for done in finished.values():
@@ -196,34 +198,21 @@ def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> Lo
         result = _reconcile(run, shards, counts, manifest, parts, options.remove_orphans, after=checkpoints)
         if result.differences:
             # Its checkpoints promise what the store doesn't hold: a run that took them up would fail for ever.
-            resumable = False
+            job.resumable = False
             raise TerminalError(
                 "source and store differ after the run: "
                 + "; ".join(result.differences[:_SHOWN_DIFFERENCES])
                 + ". Run it again: it looks at every record anew, writes what is missing and leaves the rest"
             )
+        if job.origin.kind == "migrate" and run.scope.whole:
+            _hand_over(run, parts)
     except BaseException as error:
-        stopped = not isinstance(error, Exception)
-        for late in work.stop(within_s=_STOP_WITHIN_S if stopped else 0.0):
+        for late in work.stop(within_s=0.0 if isinstance(error, Exception) else STOP_WITHIN_S):
             manifest.merge(late.manifest)
-        if isinstance(error, QuotaSpentError):
-            job.save("retrying", error=str(error), next_retry=error.until)
-        elif isinstance(error, BudgetSpentError):
-            job.save("retrying", error=str(error), error_code=BUDGET_CODE)
-        else:
-            job.end(error, resumable=resumable)
         raise
     announcer.finish()
-    if job.origin.kind == "migrate" and run.scope.whole:
-        _hand_over(run, parts)
-    job.end()
-    store.drop_run(run.key)
-    vectors.drop_checkpoints(run.key)
-    report = make_report(run, manifest, parts, began, resumed_shards=resumed_shards, result=result)
-    publish(job.origin.kind, report, run, manifest, parts, work.times)
-    if manifest.refused:
-        logger.warning("dead letters by reason: %s", by_reason(manifest.refused))
-    return report
+    report = make_report(job.run, manifest, parts, began, resumed_shards=resumed_shards, result=result)
+    return report, work.times
 
 
 def _plan(job: Job, parts: Parts, options: LoadOptions) -> list[ShardRange]:
@@ -246,6 +235,7 @@ def _finish(
     if options.child_runs:
         for number, manifest in finish_in_children(job, shards, finished, parts, at_once=options.child_runs):
             yield number, manifest, None
+        job.run = replace(job.run, earlier_ids=(*job.run.earlier_ids, *find_child_ids(job, parts.vectors)))
         return
     require_no_children(job.run.key, parts.vectors)
     for done in work.finish(shard for shard in shards if shard.number not in finished):
@@ -253,7 +243,8 @@ def _finish(
 
 
 def _hand_over(run: Run, parts: Parts) -> None:
-    """Put down where following the source's changes begins, if nobody does yet: before this run read anything."""
+    """Put down that the source is loaded, and where following its changes begins: before this run read anything."""
+    parts.vectors.note_loaded(run.scope.source_type, now=datetime.now(UTC))
     moment = parts.store.read_operation_time(run.key)
     if moment is not None and parts.vectors.load_position(run.scope.source_type) is None:
         parts.vectors.save_position(
@@ -293,9 +284,9 @@ def _reconcile(
 # -- a dry run ------------------------------------------------------------------------------------------------
 
 
-def rehearse(scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> tuple[LoadReport, Run]:
+def rehearse(scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> LoadReport:
     """Return what a load would do: read, describe and compare, but embed and write nothing."""
-    run = new_run(scope, parts.vectors, rebuild=options.rebuild)
+    run = new_run(scope, parts, bulk=True, rebuild=options.rebuild)
     rehearsal = Rehearsal()
     try:
         shards = plan_shards(parts.source, whole(parts.owners), scope, options.shard_rows)
@@ -308,7 +299,7 @@ def rehearse(scope: Scope, parts: Parts, options: LoadOptions, *, began: float) 
             progress.tell()
     finally:
         parts.store.drop_run(run.key)
-    return make_report(run, rehearsal.manifest, parts, began, dry_run=True), run
+    return make_report(run, rehearsal.manifest, parts, began, dry_run=True)
 
 
 def describe(run: Run, extracted: Shard, parts: Parts) -> tuple[list[DescribedChunk], list[DeadLetter]]:

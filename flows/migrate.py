@@ -97,7 +97,7 @@ def migrate(
     parts.vectors.require_model(parts.facts, replace=replace_model, write=False)
     get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)
     if dry_run:
-        report, _ = rehearse(scope, parts, options, began=began)
+        report = rehearse(scope, parts, options, began=began)
     else:
-        report, _ = load("migrate", scope, parts, options, began=began)
+        report = load("migrate", scope, parts, options, began=began)
     return Completed(message=message_of(report), data=asdict(report))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -20,8 +21,8 @@ from pydantic import Field
 
 from blocks.memory import limit_heaps
 from blocks.vector_store import VectorStore
-from flows.blocks import Parts, gated, load_parts
-from flows.jobs import BUDGET_CODE, Job, heartbeat, is_alive, job_origin, take_up
+from flows.blocks import Parts, load_parts
+from flows.jobs import STOP_WITHIN_S, Job, at_work, is_alive, job_origin, take_up
 from flows.stages import StageWork, task_runner
 from tasks.domain.errors import (
     BudgetSpentError,
@@ -46,18 +47,21 @@ PARTITION_SHARDS = 8
 _MAX_CHILDREN_LOST = 3
 _LOOK_S = 1.0
 _TAKEN_AGAIN_S = 10.0
-_STOP_WITHIN_S = 20.0
+#: A partition that waits for a worker is told of this often; a store that does not answer is waited for this long.
+_TOLD_EVERY_S, _SILENT_STORE_S = 60.0, 600.0
 
 
 def work_fingerprint(scope: Scope, parts: Parts, *, shard_rows: int, rebuild: bool) -> str:
-    """Return what makes two loads the same work, here and in every process that takes part."""
+    """Return what makes two loads the same work, here and in every process that takes part.
+
+    Owners are no part of it: they change while a load runs, and shards given to other owners are looked at again.
+    """
     choices: dict[str, Any] = {"rebuild": True} if rebuild else {}
     return fingerprint(
         scope,
         parts.facts,
         shard_rows=shard_rows,
         source=parts.source.identify(COLLECTION),
-        owners=parts.owners.digest(),
         form=parts.vectors.vector_form,
         **choices,
     )
@@ -75,59 +79,77 @@ def _run_name() -> str:
 def partition(
     run_key: Annotated[str, Field(min_length=1, description="The load that it is a part of.")],
     number: Annotated[int, Field(ge=0, description="Which partition of the load.")],
+    load_run: Annotated[str, Field(min_length=1, description="The flow run that started this one.")],
     retries: Annotated[int, Field(ge=0, le=10, description="How often a stage is tried again.")] = DEFAULT_RETRIES,
 ) -> State[int]:
     """Take one partition of a load through the stages. A load with ``child_runs`` starts these runs; nobody else does.
 
-    Safe to repeat: a partition that another live run is at is left to it, and finished shards are not done again.
-    The result is how many shards this run finished. When the quota or the budget is spent it ends early, and the
-    load, which sees its shards unfinished, decides when to go on.
+    Safe to repeat: a partition that another live run is at is left to it, finished shards are not done again, and a
+    run whose load has ended does nothing. The result is how many shards this run finished. When the quota or the
+    budget is spent it ends early, and the load, which sees its shards unfinished, decides when to go on.
     """
     limit_heaps()
     parts = load_parts(retries=retries)
-    parent = parts.vectors.find_job({"jobId": {"$in": [job_id(run_key, "migrate"), job_id(run_key, "backfill")]}})
-    plan = parts.store.read_plan(run_key)
-    if parent is None or plan is None:
+    load = parts.vectors.find_job({"jobId": {"$in": [job_id(run_key, "migrate"), job_id(run_key, "backfill")]}})
+    if load is None:
         raise InputError(f"there is no load {run_key}: this flow is started by `migrate` or `backfill` with child_runs")
-    job = _claim(parent, number, parts)
-    if job is None:
+    if load["status"] != "processing" or load["metadata"]["runId"] != load_run or not is_alive(load):
+        return Completed(message="the load that started this run has ended", data=0)
+    plan = parts.store.read_plan(run_key)
+    if plan is None:
+        raise TerminalError(
+            f"this worker does not see the files of the load {run_key}: workers on several machines need one shard "
+            "store, CRYPTIQUE_SHARDS=s3://bucket/prefix or shared:/folder"
+        )
+    try:
+        job = _claim(load, number, parts)
+    except WorkTakenError:
         return Completed(message="another run is at this partition", data=0)
-    allowed = parent["metadata"]["choices"].get("budgetAllowedUsd")
     shards = plan[number * PARTITION_SHARDS : (number + 1) * PARTITION_SHARDS]
-    with heartbeat(parts.vectors, job.id), gated(parts, job.run, bulk=True, budget_usd=allowed) as job.parts:
-        return _carry_out(job, shards, job.parts)
+    try:
+        with at_work(job, parts, bulk=True) as gated_parts:
+            done = _carry_out(job, shards, gated_parts)
+    except (QuotaSpentError, BudgetSpentError) as error:
+        return Completed(message=f"ended early: {error}", data=0)
+    return Completed(message=f"{done} of {len(shards)} shards finished", data=done)
 
 
-def _claim(parent: dict[str, Any], number: int, parts: Parts) -> Job | None:
-    choices, work = parent["metadata"]["choices"], parent["metadata"]["fingerprint"]
+def _claim(load: dict[str, Any], number: int, parts: Parts) -> Job:
+    choices, work = load["metadata"]["choices"], load["metadata"]["fingerprint"]
     scope = Scope.from_record(choices["scope"])
     if work != work_fingerprint(scope, parts, shard_rows=choices["shardRows"], rebuild=choices["rebuild"]):
         raise TerminalError(
-            "this worker would do other work than the load that started it: its code, blocks or owners differ. Bring "
-            "every worker to the same version and run `cryptique-rag register` once"
+            "this worker would do other work than the load that started it: its code or its blocks differ. Bring every "
+            "worker to the same version and run `cryptique-rag register` once"
         )
+    again = bool(load["retryConfig"]["retryCount"])
     run = Run(
-        key=parent["metadata"]["runKey"],
+        key=load["metadata"]["runKey"],
         id=str(runtime.flow_run.id),
         scope=scope,
-        started_ms=int(parent["startedAt"].timestamp() * 1000),
-        target_was_empty=choices["targetWasEmpty"],
-        earlier_ids=tuple(parent["metadata"]["runIds"]),
+        started_ms=int(load["startedAt"].timestamp() * 1000),
+        target_was_empty=choices["targetWasEmpty"] and not again,
+        earlier_ids=tuple(load["metadata"]["runIds"]),
+        may_have_written=again,
         rebuild=choices["rebuild"],
+        owners=parts.owners.digest(),
     )
+    kept = {name: choices[name] for name in ("claimedAt", "shardsInFlight")}
     origin = job_origin("partition", f"{work}-{run.key}-{number}", part=number)
-    try:
-        job = take_up(run, origin, parts, resume=True)
-    except WorkTakenError:
-        return None
-    if job.run.may_have_written or parent["retryConfig"]["retryCount"]:
-        job.run = replace(job.run, target_was_empty=False, may_have_written=True)
+    job = take_up(run, replace(origin, choices={**(origin.choices or {}), **kept}), parts, resume=True)
+    if job.run.may_have_written:
+        job.run = replace(job.run, target_was_empty=False)
+    # The budget is the load's: what all its runs spend together.
+    allowed = choices.get("budgetAllowedUsd")
+    if allowed is not None:
+        job.note(budgetAllowedUsd=allowed)
     return job
 
 
-def _carry_out(job: Job, shards: Sequence[ShardRange], parts: Parts) -> State[int]:
-    work = StageWork(job.run, parts, in_flight=2)
-    finished = parts.vectors.load_checkpoints(job.run.key)
+def _carry_out(job: Job, shards: Sequence[ShardRange], parts: Parts) -> int:
+    work = StageWork(job.run, parts, in_flight=job.choices["shardsInFlight"])
+    # What was finished since the load began is as good as what was given to today's owners.
+    finished = parts.vectors.load_checkpoints(job.run.key, owners=job.run.owners, since=job.choices["claimedAt"])
     job.total = sum(shard.planned for shard in shards)
     for shard in shards:
         if shard.number in finished:
@@ -139,20 +161,11 @@ def _carry_out(job: Job, shards: Sequence[ShardRange], parts: Parts) -> State[in
             done += 1
             get_run_logger().info("shard %d is finished", one.work.number)
             job.save("processing")
-    except QuotaSpentError as error:
-        job.save("retrying", error=str(error), next_retry=error.until)
-        return Completed(message=f"ended early: {error}", data=done)
-    except BudgetSpentError as error:
-        job.save("retrying", error=str(error), error_code=BUDGET_CODE)
-        return Completed(message=f"ended early: {error}", data=done)
     except BaseException as error:
-        stopped = not isinstance(error, Exception)
-        for late in work.stop(within_s=_STOP_WITHIN_S if stopped else 0.0):
+        for late in work.stop(within_s=0.0 if isinstance(error, Exception) else STOP_WITHIN_S):
             job.manifest.merge(late.manifest)
-        job.end(error)
         raise
-    job.end()
-    return Completed(message=f"{done} of {len(shards)} shards finished", data=done)
+    return done
 
 
 # -- the load that starts them --------------------------------------------------------------------------------
@@ -162,6 +175,7 @@ def _carry_out(job: Job, shards: Sequence[ShardRange], parts: Parts) -> State[in
 class _Child:
     number: int
     run_id: UUID
+    told: float = field(default_factory=time.monotonic)
 
 
 def require_no_children(run_key: str, vectors: VectorStore) -> None:
@@ -172,6 +186,12 @@ def require_no_children(run_key: str, vectors: VectorStore) -> None:
                 f"the child run {job['metadata']['runId']} on {job['workerHost']} is still at this work: wait for it, "
                 "or cancel it first"
             )
+
+
+def find_child_ids(job: Job, vectors: VectorStore) -> list[str]:
+    """Return the flow runs that were at a load's partitions: their dead letters are the load's."""
+    jobs = vectors.find_jobs({"metadata.runKey": job.run.key, "metadata.tags": "partition"})
+    return sorted({run_id for child in jobs for run_id in child["metadata"]["runIds"]})
 
 
 def finish_in_children(
@@ -188,6 +208,8 @@ def finish_in_children(
     not_before: dict[int, float] = {}
     lost: dict[int, int] = {}
     children: dict[UUID, _Child] = {}
+    silent_since: float | None = None
+    claimed_at: datetime = job.choices["claimedAt"]
     logger.info("%d partitions for %d child runs at once", len(waiting), at_once)
 
     def unfinished(number: int) -> bool:
@@ -198,11 +220,21 @@ def finish_in_children(
         try:
             while waiting or children:
                 while waiting and len(children) < at_once and not_before.get(waiting[-1], 0.0) <= time.monotonic():
-                    child = _start(job, waiting.pop(), parts.retries)
+                    number = waiting.pop()
+                    child = _start(job, number, lost.get(number, 0), parts.retries)
                     children[child.run_id] = child
                 time.sleep(_LOOK_S)
-                ended = [run for run in _read(client, children) if _has_ended(run, job, children, vectors)]
-                for number, manifest in sorted(vectors.load_checkpoints(job.run.key, known=known).items()):
+                try:
+                    ended = [run for run in _read(client, children) if _has_ended(run, job, children, vectors)]
+                    found = vectors.load_checkpoints(job.run.key, known=known, owners=job.run.owners, since=claimed_at)
+                    silent_since = None
+                except TransientError as error:
+                    silent_since = silent_since or time.monotonic()
+                    if time.monotonic() - silent_since > _SILENT_STORE_S:
+                        raise
+                    logger.warning("the store can't be asked for what is finished: %s", error)
+                    continue
+                for number, manifest in sorted(found.items()):
                     known.add(number)
                     yield number, manifest
                 for run in ended:
@@ -225,13 +257,15 @@ def finish_in_children(
             _cancel(client, children)
 
 
-def _start(job: Job, number: int, retries: int) -> _Child:
+def _start(job: Job, number: int, lost: int, retries: int) -> _Child:
     try:
         run = run_deployment(
             DEPLOYMENT,
-            parameters={"run_key": job.run.key, "number": number, "retries": retries},
+            parameters={"run_key": job.run.key, "number": number, "load_run": job.run.id, "retries": retries},
             timeout=0,
             tags=["partition"],
+            # The client asks again after a time-out; the server then answers with the run that it made already.
+            idempotency_key=f"{job.run.id}-{number}-{lost}-{time.time_ns()}",
         )
     except ObjectNotFound:
         raise TerminalError(
@@ -254,11 +288,20 @@ def _read(client: SyncPrefectClient, children: dict[UUID, _Child]) -> list[FlowR
 
 def _has_ended(run: FlowRun, job: Job, children: dict[UUID, _Child], vectors: VectorStore) -> bool:
     """Return whether a child is at an end: it says so, or its process has been silent for too long."""
+    child = children[run.id]
     if run.state is None or run.state.is_final():
         return True
     if not run.state.is_running():
+        if time.monotonic() - child.told > _TOLD_EVERY_S:
+            child.told = time.monotonic()
+            get_run_logger().warning(
+                "partition %d is not begun (%s): is a worker of the pool running, with a free place, and how many runs "
+                "does the queue `partitions` let through?",
+                child.number,
+                run.state.name,
+            )
         return False
-    number = children[run.id].number
+    number = child.number
     record = vectors.find_job({"jobId": job_id(job.run.key, "partition", number)})
     claimed = record is not None and record["metadata"]["runId"] == str(run.id)
     return bool(claimed and record is not None and record["status"] == "processing" and not is_alive(record))

@@ -14,11 +14,12 @@ from prefect.exceptions import Pause
 from prefect.states import Paused, Scheduled
 from prefect.utilities.engine import propose_state_sync
 
+from flows.progress import tell_waiting
 from tasks.domain.errors import BudgetSpentError, QuotaSpentError
 
 AWAITING_QUOTA, BUDGET_SPENT = "AwaitingQuota", "BudgetSpent"
 #: A run whose budget is spent waits this long for somebody to resume it; what it paid for is kept as long.
-_WAITS_FOR_A_PERSON = timedelta(days=7)
+WAITS_FOR_A_PERSON = timedelta(days=7)
 _LOOK_S = 30.0
 
 
@@ -34,6 +35,7 @@ def pause_until_the_quota_is_back(error: QuotaSpentError) -> None:
     if run is not None and run.deployment_id is not None:
         _leave(Scheduled(scheduled_time=error.until, name=AWAITING_QUOTA, message=words))
     get_run_logger().warning("waiting: %s", words)
+    tell_waiting(words)
     pause = threading.Event()
     while (left_s := (error.until - datetime.now(UTC)).total_seconds()) > 0:
         pause.wait(min(left_s, _LOOK_S))
@@ -43,10 +45,15 @@ def pause_for_a_person(error: BudgetSpentError) -> NoReturn:
     """End this run's process until somebody resumes it, which allows the same sum again."""
     run = _flow_run()
     if run is not None and run.deployment_id is not None and run.parent_task_run_id is None:
-        words = f"{error} Resume the run in the UI, or with `prefect flow-run resume {run.id}`."
-        seconds = int(_WAITS_FOR_A_PERSON.total_seconds())
+        words = f"{error} Resume the run in the UI, or with `{allow_command(str(run.id))}`."
+        seconds = int(WAITS_FOR_A_PERSON.total_seconds())
         _leave(Paused(timeout_seconds=seconds, reschedule=True, name=BUDGET_SPENT, message=words))
     raise error
+
+
+def allow_command(run_id: str) -> str:
+    """Return the command that resumes a paused run. Prefect's `flow-run` has none for that."""
+    return f"prefect api POST /flow_runs/{run_id}/resume"
 
 
 def _flow_run() -> FlowRun | None:

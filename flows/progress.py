@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 #: The command line listens here; a run on a worker has nobody listening and writes to its log and artifact.
 listener: ContextVar[Callable[[Progress], None] | None] = ContextVar("progress_listener", default=None)
+#: Told in words why a run stands still and until when, where its process stays. The command line listens on a terminal,
+#: which shows none of the run's log: a bar that doesn't move for hours looks like a run that hangs.
+waiting_listener: ContextVar[Callable[[str], None] | None] = ContextVar("waiting_listener", default=None)
 
 
 @dataclass(slots=True)
@@ -54,6 +57,13 @@ class Progress:
         listen = listener.get()
         if listen is not None:
             listen(self)
+
+
+def tell_waiting(words: str) -> None:
+    """Call the listener, if there is one."""
+    listen = waiting_listener.get()
+    if listen is not None:
+        listen(words)
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from bson import ObjectId
@@ -20,6 +20,7 @@ from blocks.mongo import MongoSource
 from blocks.vector_store import VectorStore
 from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
+from flows.jobs import require_loaded
 from flows.load import DEFAULT_SHARD_ROWS, describe, plan_shards, prepare
 from flows.parameters import ALL_SOURCES, Budget, Retries, ShardRows, Sources
 from flows.progress import Progress
@@ -29,7 +30,7 @@ from flows.stages import task_runner, whole
 from tasks.chunk import DescribedChunk
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter, record_key
-from tasks.domain.errors import TerminalError
+from tasks.domain.errors import TerminalError, WorkTakenError
 from tasks.domain.rows import Verdict, document_id
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import ShardRange
@@ -110,8 +111,9 @@ def reconcile(
 
     Runs nightly. Each record is described again and compared by its hashes, so that a change that ``ingest`` does not
     follow (an owner, a new describer, a write that it lost) is found; nothing is embedded but what differs. What
-    changes meanwhile is read once more before it is touched. Fails if anything differs that it may not or could not
-    mend; where too many records are gone from the source, nothing is touched. Without ``heal`` it writes its job and
+    changes meanwhile is read once more before it is touched. Waits, as completed, until the whole source was loaded
+    once, and while a load of it is under way or paused. Fails if anything differs that it may not mend; where too many
+    records are gone from the source, nothing is touched. Without ``heal`` it writes its job and
     nothing else. The result has the counts of records of each kind, ``compared`` and ``mended``, of which ``written``,
     and how many documents were ``removed``.
     """
@@ -120,6 +122,11 @@ def reconcile(
     parts = load_parts(retries=retries)
     parts.vectors.require_model(parts.facts, replace=False, write=False)
     if heal:
+        try:
+            # What is missing before the first load has ended, or while one is paused, is not lost; it is not paid yet.
+            require_loaded(parts, _SOURCE_TYPE)
+        except WorkTakenError as error:
+            return Completed(message=f"waiting: {error}", data={})
         prepare(parts, replace_model=False)
 
     def select(run: Run) -> Selection:
@@ -161,9 +168,10 @@ def _compare_all(run: Run, parts: Parts, shard_rows: int) -> Differences:
     found = Differences()
     progress = Progress(sum(shard.planned for shard in shards))
     announcer = Announcer("reconcile", progress)
+    looking = replace(run, thorough=False)  # counting a record's documents is enough to find that it has too many
     try:
         for shard in shards or [ShardRange(0, None, None, 0)]:
-            found.merge(_compare(run, shard, parts))
+            found.merge(_compare(looking, shard, parts))
             progress.done = found.compared
             announcer.tell()
     finally:

@@ -11,13 +11,13 @@ import bson
 import pyarrow as pa
 from prefect import get_run_logger
 
-from flows.blocks import Parts, gated
-from flows.jobs import BUDGET_CODE, RECORDS, Job, heartbeat, job_origin, new_run, take_up
+from flows.blocks import Parts
+from flows.jobs import RECORDS, STOP_WITHIN_S, Job, at_work, forget, job_origin, new_run, take_up
 from flows.load import Rehearsal
 from flows.pauses import pause_for_a_person, pause_until_the_quota_is_back
 from flows.progress import Progress
 from flows.report import Announcer, LoadReport, by_reason, make_report, publish
-from flows.stages import StageWork, whole
+from flows.stages import StageTimes, StageWork, whole
 from tasks.domain.batches import batched
 from tasks.domain.changes import ChangeBatch
 from tasks.domain.errors import BudgetSpentError, QuotaSpentError, ShardDamagedError
@@ -28,7 +28,6 @@ from tasks.extract import extract_changes
 
 BATCH_RECORDS = 1_000
 _IN_FLIGHT = 2
-_STOP_WITHIN_S = 20.0
 _FIGURES = "figures"
 
 
@@ -67,33 +66,42 @@ def load_records(
     while True:
         parts.stopping.clear()
         origin = job_origin(kind, work, budgetUsd=budget_usd, scope=scope.to_record())
-        job = take_up(replace(new_run(scope, rebuild=rebuild), thorough=thorough), origin, parts, resume=resume)
-        allowed = job.allow_budget()
+        job = take_up(new_run(scope, parts, rebuild=rebuild, thorough=thorough), origin, parts, resume=resume)
         try:
-            with (
-                heartbeat(parts.vectors, job.id),
-                gated(parts, job.run, bulk=True, budget_usd=allowed) as job.parts,
-            ):
-                return _carry_out(job, select, began, resumable=resume)
+            with at_work(job, parts, bulk=True) as gated_parts:
+                report, figures, times = _carry_out(job, gated_parts, select, began, resume=resume)
         except QuotaSpentError as error:
             pause_until_the_quota_is_back(error)
+            # A day may have passed in this process: whose records they are is read again.
+            parts = replace(parts, owners=parts.source.load_owners())
         except BudgetSpentError as error:
             pause_for_a_person(error)
+        except Exception:
+            if not job.resumable:
+                forget(job.run, parts)
+            raise
+        else:
+            forget(job.run, parts)
+            publish(kind, report, job.run, job.manifest, parts, times)
+            if report.refused:
+                get_run_logger().warning("dead letters by reason: %s", by_reason(report.refused))
+            return report, figures
 
 
-def _carry_out(job: Job, select: Select, began: float, *, resumable: bool) -> tuple[LoadReport, dict[str, int]]:
+def _carry_out(
+    job: Job, parts: Parts, select: Select, began: float, *, resume: bool
+) -> tuple[LoadReport, dict[str, int], StageTimes]:
     """Run every unfinished batch of records through the stages, and keep the job's record true throughout."""
-    logger = get_run_logger()
-    run, parts, manifest = job.run, job.parts, job.manifest
+    run, manifest = job.run, job.manifest
     work = StageWork(run, parts, in_flight=_IN_FLIGHT)
     try:
         chosen, figures = _choose(job, select)
         job.total = chosen.num_rows
-        finished = parts.vectors.load_checkpoints(run.key)
+        finished = parts.vectors.load_checkpoints(run.key, owners=run.owners)
         for done in finished.values():
             manifest.merge(done)
         if finished:
-            logger.info("%d batches of records were finished before", len(finished))
+            get_run_logger().info("%d batches of records were finished before", len(finished))
         progress = Progress(job.total, done=manifest.total.read, resumed=manifest.total.read)
         announcer = Announcer(job.origin.kind, progress)
         for one in work.finish(batch for batch in _read_batches(chosen) if batch.number not in finished):
@@ -103,31 +111,14 @@ def _carry_out(job: Job, select: Select, began: float, *, resumable: bool) -> tu
             job.save("processing", left_s=progress.seconds_left)
         manifest.require_closed("the run")
     except BaseException as error:
-        stopped = not isinstance(error, Exception)
-        for late in work.stop(within_s=_STOP_WITHIN_S if stopped else 0.0):
+        for late in work.stop(within_s=0.0 if isinstance(error, Exception) else STOP_WITHIN_S):
             manifest.merge(late.manifest)
-        if isinstance(error, QuotaSpentError):
-            job.save("retrying", error=str(error), next_retry=error.until)
-        elif isinstance(error, BudgetSpentError):
-            job.save("retrying", error=str(error), error_code=BUDGET_CODE)
-        else:
-            job.end(error, resumable=resumable)
-            if not resumable:
-                _forget(run, parts)
+        # A run that was asked to stop goes on with its records; one that failed chooses anew, if it may not resume.
+        paused = isinstance(error, QuotaSpentError | BudgetSpentError)
+        job.resumable = resume or paused or not isinstance(error, Exception)
         raise
     announcer.finish()
-    job.end()
-    _forget(run, parts)
-    report = make_report(run, manifest, parts, began, resumed_shards=len(finished))
-    publish(job.origin.kind, report, run, manifest, parts, work.times)
-    if manifest.refused:
-        logger.warning("dead letters by reason: %s", by_reason(manifest.refused))
-    return report, figures
-
-
-def _forget(run: Run, parts: Parts) -> None:
-    parts.store.drop_run(run.key)
-    parts.vectors.drop_checkpoints(run.key)
+    return make_report(run, manifest, parts, began, resumed_shards=len(finished)), figures, work.times
 
 
 def _choose(job: Job, select: Select) -> tuple[pa.Table, dict[str, int]]:
@@ -175,7 +166,7 @@ def rehearse_records(
 ) -> tuple[LoadReport, dict[str, int]]:
     """Return what taking the selected records through the stages would do; write nothing, embed nothing."""
     began = time.monotonic()
-    run = new_run(scope, rebuild=rebuild)
+    run = new_run(scope, parts, rebuild=rebuild)
     rehearsal = Rehearsal()
     try:
         selection = select(run)

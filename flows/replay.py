@@ -15,6 +15,7 @@ from pydantic import Field
 from blocks.memory import limit_heaps
 from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
+from flows.jobs import was_begun
 from flows.load import prepare
 from flows.parameters import ALL_SOURCES, Budget, DryRun, ObjectIdText, Retries, Sources
 from flows.records import Selection, load_records, rehearse_records
@@ -74,7 +75,10 @@ def replay(
     parts = load_parts(retries=retries)
     parts.vectors.require_model(parts.facts, replace=False, write=False)
     now = datetime.now(UTC)
-    criteria = _criteria(parts, reasons, teams, older_than_hours, newer_than_hours, now)
+    choices = (sorted(reasons), sorted(teams), older_than_hours, newer_than_hours, limit)
+    work = f"replay-{_SOURCE_TYPE}-{choices}"
+    begun = was_begun(work, parts, resume=False)
+    criteria = _criteria(parts, reasons, teams, older_than_hours, newer_than_hours, now, begun=begun)
     scope = Scope(_SOURCE_TYPE, team_ids=tuple(teams), limit=limit)
 
     def select(_: Run) -> Selection:
@@ -86,8 +90,6 @@ def replay(
         report, figures = rehearse_records(scope, select, parts)
     else:
         prepare(parts, replace_model=False)
-        choices = (sorted(reasons), sorted(teams), older_than_hours, newer_than_hours, limit)
-        work = f"replay-{_SOURCE_TYPE}-{choices}"
         report, figures = load_records("replay", work, scope, select, parts, began=began, budget_usd=budget_usd)
     chosen, still_open = figures["chosen"], report.dead_lettered
     resolved = chosen - still_open
@@ -103,15 +105,20 @@ def _criteria(
     older_than_hours: float | None,
     newer_than_hours: float | None,
     now: datetime,
+    *,
+    begun: bool,
 ) -> dict[str, Any]:
-    """Return which open dead letters are meant; raise ``InputError`` for a reason that none has, or an empty age."""
+    """Return which open dead letters are meant; raise ``InputError`` for a reason that none has, or an empty age.
+
+    A replay that goes on after a pause may have resolved the last with a reason itself.
+    """
     if older_than_hours is not None and newer_than_hours is not None and older_than_hours >= newer_than_hours:
         raise InputError(
             f"nothing is older than {older_than_hours:g} hours and newer than {newer_than_hours:g}: exchange them"
         )
     known = parts.vectors.count_letters_by_code()
     unknown = [code for code in reasons if code not in known]
-    if unknown:
+    if unknown and not begun:
         there = ", ".join(f"{code} {count:,}" for code, count in known.items()) or "none is open"
         raise InputError(f"no open dead letter has the reason {', '.join(unknown)}; there are: {there}")
     return parts.vectors.letter_criteria(

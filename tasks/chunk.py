@@ -77,12 +77,11 @@ def chunk_shard(
         (transaction, document, split_text(document.content, size, count_tokens, tokens=count))
         for transaction, document, count in zip(transactions, documents, tokens, strict=True)
     ]
-    stored: dict[str, Stored] = {}
-    if not run.target_was_empty:
-        stored = vectors.find_stored(
-            [document_id(document.key, chunk.ordinal) for _, document, chunks in chunked for chunk in chunks],
-            with_runs=run.may_have_written,
-        )
+    # In an empty store too: another run may have stored some since, and nothing is paid for twice.
+    stored = vectors.find_stored(
+        [document_id(document.key, chunk.ordinal) for _, document, chunks in chunked for chunk in chunks],
+        with_runs=run.may_have_written,
+    )
     twins = _find_twins(chunked, stored, source)
     letters: list[DeadLetter] = []
     rows: list[DescribedChunk] = []

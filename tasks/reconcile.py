@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +27,9 @@ _LOOKUP_RECORDS = 1_000
 #: More records than this share gone from the source at once looks like the wrong database, not like deletions.
 MAX_ORPHAN_SHARE = 0.05
 _FEW_ORPHANS = 10
+#: A writer removes vectors before it puts down a dead letter or the record's new vectors: so long what is missing may
+#: still turn up.
+_SETTLING_SECONDS = (0.5, 1.5, 4.0)
 
 
 @dataclass(slots=True)
@@ -61,62 +65,149 @@ def reconcile_run(
 ) -> Reconciliation:
     """Return how source and store compare after a run; ``counts`` are those of each shard.
 
-    What counts is each record that the run accounted for: if the source still holds it, it has its vectors, all of
-    them and once. What others write meanwhile is theirs. Memory holds the ids of one shard. Removes the documents
-    of records that are gone from the source, if they are few or ``remove_orphans`` says so; raises
+    What counts is each record that the run accounted for: if the source still holds it and nobody refused it since,
+    it has its vectors, all of them and once. What others write meanwhile is theirs: what looks wrong is looked at
+    again, with the source and the dead letters as they are then. Memory holds the ids of one shard. Removes the
+    documents of records that are gone from the source, if they are few or ``remove_orphans`` says so; raises
     ``TerminalError``, with nothing removed, if they are many.
     """
     result = Reconciliation()
     whole = run.scope.whole
     orphans: list[ObjectId] = []
+    lost: set[ObjectId] = set()
     for shard in list(shards) or [ShardRange(0, None, None, 0)]:
         fields = ("_id",) if whole else ("block_time",)
         rows = source.read_range(collection, shard, criteria=criteria, fields=fields)
         ids = {record_key(row["_id"]): row["_id"] for row in rows if whole or holds(row)}
         accounted = vectors.load_stored_ids(run.key, shard.number)
         stored = Counter(vectors.read_source_ids(shard))
-        lost = [record for record in accounted if record not in stored and record.binary in ids]
-        if lost:
-            result.differences.append(f"{len(lost)} records of shard {shard.number} lost their vectors: {_some(lost)}")
+        absent = [record for record in accounted if record not in stored and record.binary in ids]
+        settled = _settle(run, absent, source, vectors, collection, patient=not result.differences)
+        if settled.lost:
+            lost.update(settled.lost)
+            result.differences.append(_lost_vectors(shard, settled.lost))
         accounted_keys = {record.binary for record in accounted}
         others = {key: record for key, record in ids.items() if key not in accounted_keys}
         refused = vectors.find_dead_letter_keys(run.scope.source_type, others.values()) if others else set()
-        new = len(others.keys() - refused)
+        new = [record for key, record in others.items() if key not in refused]
         # A shard that read fewer records than were planned missed some, unless they were deleted in between.
         done = counts.get(shard.number, Counts())
-        missed = min(new, max(0, shard.planned - done.read))
+        unread = sum(record not in stored and not _made_since(run, record) for record in new)
+        missed = min(unread, max(0, shard.planned - done.read))
         if missed:
             result.differences.append(f"{missed} records of shard {shard.number} were planned but not read")
-        result.arrived += new - missed
-        result.in_source += len(ids)
-        result.dead_lettered += len(refused)
-        result.stored += len(accounted) - len(lost)
+        result.arrived += len(new) - missed
+        result.in_source += len(ids) - settled.gone
+        result.dead_lettered += len(refused) + settled.refused
+        result.stored += settled.stored + sum(
+            record in stored and (not whole or record.binary in ids) for record in accounted
+        )
         documents = sum(count for record, count in stored.items() if record in accounted)
         # Where the number of documents is not what was described, every record is looked at, else only those of
         # several chunks: another writer may have changed one, and then its documents fit together all the same.
         suspects = [r for r, count in stored.items() if r in accounted and (count > 1 or documents != done.chunks)]
         result.documents += documents
-        result.differences.extend(_find_broken(run, suspects, vectors))
+        broken = _find_broken(run, suspects, source, vectors, collection, patient=not result.differences)
+        result.differences.extend(broken)
         if whole:
             orphans.extend(record for record in stored if record.binary not in ids)
     if whole:
         gone = settle_orphans(run, orphans, source, vectors, collection, remove_orphans, result)
-        _compare_contracts(run, manifest, gone, vectors, result)
+        _compare_contracts(run, shards, manifest, gone, lost, source, vectors, collection, result)
     return result
 
 
-def _find_broken(run: Run, records: list[ObjectId], vectors: VectorStore) -> Iterator[str]:
-    """Yield the records whose documents are not just the chunks of one text, each once."""
+def _made_since(run: Run, record: Any) -> bool:
+    """Return whether a record's id says that it was made after the run began."""
+    return isinstance(record, ObjectId) and record.generation_time.timestamp() * 1000 >= run.started_ms
+
+
+def _lost_vectors(shard: ShardRange, records: Sequence[ObjectId]) -> str:
+    return f"{len(records)} records of shard {shard.number} lost their vectors: {_some(sorted(records))}"
+
+
+@dataclass(slots=True)
+class _Settled:
+    """What became of records without vectors: how many have them again, were deleted or refused; and the lost."""
+
+    stored: int = 0
+    gone: int = 0
+    refused: int = 0
+    lost: list[ObjectId] = field(default_factory=list)
+
+
+def _settle(
+    run: Run,
+    suspects: Sequence[ObjectId],
+    source: MongoSource,
+    vectors: VectorStore,
+    collection: str,
+    *,
+    patient: bool,
+) -> _Settled:
+    """Look again at records that had no vectors; with ``patient`` several times, while a writer may be at them."""
+    settled = _Settled(lost=list(suspects))
+    for wait_s in (0.0, *(_SETTLING_SECONDS if patient else ())):
+        if not settled.lost:
+            break
+        time.sleep(wait_s)
+        left: list[ObjectId] = []
+        for some in batched(settled.lost, _LOOKUP_RECORDS):
+            # A writer removes vectors first and puts dead letters down last: looked at in this order, what it ended
+            # before is seen whole.
+            stored = {document["sourceId"] for document in vectors.find_documents(run.scope.source_type, some)}
+            refused = vectors.find_dead_letter_keys(run.scope.source_type, some)
+            alive = source.find_existing(collection, some)
+            for record in some:
+                if record in stored:
+                    settled.stored += 1
+                elif record.binary not in alive:
+                    settled.gone += 1
+                elif record.binary in refused:
+                    settled.refused += 1
+                else:
+                    left.append(record)
+        settled.lost = left
+    return settled
+
+
+def _find_broken(
+    run: Run,
+    suspects: Sequence[ObjectId],
+    source: MongoSource,
+    vectors: VectorStore,
+    collection: str,
+    *,
+    patient: bool,
+) -> list[str]:
+    """Say which records' documents are not just the chunks of one text, each once; of a deleted one nothing is said."""
+    broken = _broken(run, suspects, vectors)
+    for wait_s in _SETTLING_SECONDS if patient else ():
+        if not broken:
+            break
+        time.sleep(wait_s)  # of several chunks a writer may have written some
+        broken = _broken(run, list(broken), vectors)
+    alive = set[bytes]()
+    for some in batched(broken, _LOOKUP_RECORDS):
+        alive |= source.find_existing(collection, some)
+    return [said for record, said in broken.items() if record.binary in alive]
+
+
+def _broken(run: Run, records: Sequence[ObjectId], vectors: VectorStore) -> dict[ObjectId, str]:
+    found: dict[ObjectId, str] = {}
     for some in batched(records, _LOOKUP_RECORDS):
         documents: dict[ObjectId, list[Mapping[str, Any]]] = {}
         for document in vectors.find_documents(run.scope.source_type, some):
             documents.setdefault(document["sourceId"], []).append(document)
-        for record, found in documents.items():
-            keys = {document["documentId"].rpartition(":")[0] for document in found}
-            ordinals = sorted(document["lineage"]["ordinal"] for document in found)
-            chunks = {document["lineage"]["chunks"] for document in found}
-            if len(keys) > 1 or chunks != {len(found)} or ordinals != list(range(len(found))):
-                yield f"record {record} has documents that don't fit together: {_some(sorted(keys))}, {ordinals}"
+        for record, own in documents.items():
+            keys = {document["documentId"].rpartition(":")[0] for document in own}
+            ordinals = sorted(document["lineage"]["ordinal"] for document in own)
+            chunks = {document["lineage"]["chunks"] for document in own}
+            if len(keys) > 1 or chunks != {len(own)} or ordinals != list(range(len(own))):
+                found[record] = (
+                    f"record {record} has documents that don't fit together: {_some(sorted(keys))}, {ordinals}"
+                )
+    return found
 
 
 def settle_orphans(
@@ -166,23 +257,56 @@ def _contract(document: Mapping[str, Any]) -> str:
 
 
 def _compare_contracts(
-    run: Run, manifest: Manifest, gone: Counter[str], vectors: VectorStore, result: Reconciliation
+    run: Run,
+    shards: Sequence[ShardRange],
+    manifest: Manifest,
+    gone: Counter[str],
+    told: set[ObjectId],
+    source: MongoSource,
+    vectors: VectorStore,
+    collection: str,
+    result: Reconciliation,
 ) -> None:
-    """Hold what the run says it left stored against what the store's own index counts, per team and contract."""
+    """Hold what the run says it left stored against what the store's own index counts, per team and contract.
+
+    A contract has fewer by right where records were deleted, refused or moved to another one meanwhile. So the
+    records of a shard that accounts for a contract with fewer are looked at one by one: those that are nowhere and
+    should be are differences, without the ``told`` ones.
+    """
     expected: Counter[str] = Counter()
     teams: dict[str, str | None] = {}
     for owner, counts in manifest.by_owner.items():
         if owner.contract_id is not None:
             expected[owner.contract_id] += counts.written + counts.unchanged
             teams[owner.contract_id] = owner.team_id
+    expected -= gone
     found = vectors.count_records_by_contract(run.scope.source_type)
-    for contract_id in sorted(expected):
-        least = expected[contract_id] - gone[contract_id]
-        if found.get(contract_id, 0) < least:
-            result.differences.append(
-                f"contract {contract_id} (team {teams[contract_id]}): the run accounts for {least} records, "
-                f"the store holds {found.get(contract_id, 0)}"
-            )
+    fewer = {contract_id for contract_id, least in expected.items() if found.get(contract_id, 0) < least}
+    if not fewer:
+        return
+    checkpoints = vectors.load_checkpoints(run.key)
+    lost_by_contract: Counter[str] = Counter()
+    for shard in shards:
+        checkpoint = checkpoints.get(shard.number, Manifest())
+        if not any(owner.contract_id in fewer for owner in checkpoint.by_owner):
+            continue
+        accounted = vectors.load_stored_ids(run.key, shard.number)
+        absent: list[ObjectId] = []
+        for some in batched(accounted - told, _LOOKUP_RECORDS):
+            # By source: a document of another one may have the id of a record, and the index of ids can't tell.
+            stored = {document["sourceId"] for document in vectors.find_documents(run.scope.source_type, some)}
+            absent.extend(record for record in some if record not in stored)
+        settled = _settle(run, absent, source, vectors, collection, patient=not result.differences)
+        if settled.lost:
+            result.differences.append(_lost_vectors(shard, settled.lost))
+        lost = [*settled.lost, *(accounted & told)]
+        for row in source.read_records(collection, lost, ("contractId",)) if lost else ():
+            lost_by_contract[str(row.get("contractId"))] += 1
+    for contract_id in sorted(fewer & lost_by_contract.keys()):
+        result.differences.append(
+            f"contract {contract_id} (team {teams[contract_id]}): the run accounts for {expected[contract_id]} "
+            f"records, the store holds {found.get(contract_id, 0)}"
+        )
 
 
 def _some(values: Sequence[Any]) -> str:

@@ -76,7 +76,8 @@ class Run:
     ``started_ms`` is when this flow run began: the "now" of every rule about time. ``earlier_ids`` name the flow runs
     that were at this work before. ``may_have_written`` says that rows of this work may be stored already: they count
     as written, not as found unchanged. With ``rebuild`` every text is embedded again, changed or not; with ``thorough``
-    every record's documents are looked at, and those that it doesn't make are removed.
+    every record's documents are looked at, and those that it doesn't make are removed. ``owners`` stands for the
+    contracts and teams by which records are given away.
     """
 
     key: str
@@ -88,6 +89,7 @@ class Run:
     may_have_written: bool = False
     rebuild: bool = False
     thorough: bool = False
+    owners: str = ""
 
     @property
     def ids(self) -> frozenset[str]:

@@ -369,7 +369,7 @@ def test_every_deployment_refuses_what_cannot_be_meant(place: Place, empty: Data
         ("migrate", {"child_runs": 99}),
         ("replay", {"older_than_hours": -1}),
         ("reconcile", {"shard_rows": 0}),
-        ("partition", {"run_key": "", "number": 0}),
+        ("partition", {"run_key": "", "number": 0, "load_run": "nobody"}),
     ):
         refused = place.create(name, parameters)
         assert refused.status_code == httpx.codes.CONFLICT, (name, parameters)
@@ -378,7 +378,10 @@ def test_every_deployment_refuses_what_cannot_be_meant(place: Place, empty: Data
         (expect_refusal(place, "backfill", backwards), "exchange them, or leave one out"),
         (expect_refusal(place, "backfill", {"stored_describer": 99}), "is newer than this code"),
         (expect_refusal(place, "replay", {"reasons": ["rumour"]}), "no open dead letter has the reason rumour"),
-        (expect_refusal(place, "partition", {"run_key": "nowhere", "number": 3}), "there is no load nowhere"),
+        (
+            expect_refusal(place, "partition", {"run_key": "nowhere", "number": 3, "load_run": "nobody"}),
+            "there is no load nowhere",
+        ),
     ]
     for message, says in expected:
         assert says in message()

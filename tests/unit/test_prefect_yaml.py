@@ -22,7 +22,9 @@ FILE: dict[str, Any] = yaml.safe_load(TEXT)
 DEPLOYMENTS: dict[str, dict[str, Any]] = {deployment["name"]: deployment for deployment in FILE["deployments"]}
 
 #: What only the load that starts it can say.
-REQUIRED: dict[str, dict[str, Any]] = {"partition": {"run_key": "20260101T000000-0a1b2c3d", "number": 0}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "partition": {"run_key": "20260101T000000-0a1b2c3d", "number": 0, "load_run": "a flow run"}
+}
 
 each_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS.values(), ids=DEPLOYMENTS.keys())
 
