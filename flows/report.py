@@ -196,13 +196,14 @@ def _dead_letters(run: Run, manifest: Manifest, parts: Parts) -> list[str]:
         example = examples.get(code, {})
         reason = str(example.get("reason", "")).replace("|", "\\|").replace("\n", " ")[:300]
         lines.append(f"| {code} | {number:,} | {example.get('sourceId', '')} | {reason} |")
-    codes = " ".join(f"--reason {code}" for code in sorted(manifest.refused))
+    runs = ", ".join(f"'{run_id}'" for run_id in sorted(run.ids))
     return [
         *lines,
         "",
-        f"All of them, with their records: `db.deadletters.find({{runId: '{run.id}'}})` in `{parts.vectors.database}`.",
+        f"All of them, with their records: `db.deadletters.find({{runId: {{$in: [{runs}]}}}})` in "
+        f"`{parts.vectors.database}`.",
         "",
-        f"After a fix: `cryptique-rag replay {codes}`, or the deployment `replay`.",
+        "After a fix: `cryptique-rag replay --reason CODE`, or the deployment `replay`.",
     ]
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from deployments.cli import app
 from deployments.runs import SUMMARY_FIELDS
+from flows.jobs import worker_id
 from flows.reconcile import reconcile
 from tests.end_to_end.pipeline import HeldRequest, Pipeline, Record, SourceData, beside
 from tests.loopback.gemini import LoopbackGemini
@@ -65,9 +66,11 @@ def migrated(pipeline: Pipeline, source_data: SourceData) -> Pipeline:
 
 def ended_process() -> str:
     """Return the worker id of a process of this machine that is no more."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return f"{socket.gethostname()}:{process.pid}:12345"
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    found = worker_id(process.pid)
+    process.communicate(b"\n")
+    assert found is not None
+    return found
 
 
 def listed(command: Command, *arguments: str) -> list[Record]:
@@ -80,12 +83,33 @@ def listed(command: Command, *arguments: str) -> list[Record]:
 # -- jobs --------------------------------------------------------------------------------------------------
 
 
-def test_all_runs_are_listed_the_newest_first_with_what_they_did(migrated: Pipeline, command: Command) -> None:
+def test_a_job_is_told_whole_and_all_are_listed_the_newest_first(migrated: Pipeline, command: Command) -> None:
+    (job,) = migrated.jobs()
+    flow_run = migrated.last_run_id
+    result = command("jobs", "show", job["jobId"])
+    assert result.exit_code == DONE, result.output
+    told = {line[:18].strip(): line[18:] for line in result.stdout.splitlines()}
+    assert told["what"] == "migrate transactions all time"
+    assert (told["status"], told["progress"], told["dead-lettered"]) == ("completed", "40 of 40 records", "3")
+    assert (told["documents created"], told["taken up again"]) == ("37", "0 times")
+    assert told["worker"] == f"{socket.gethostname()} ({job['workerId']})"
+    assert told["flow runs"] == str(flow_run)
+    # An example of each reason for dead letters.
+    errors = [line for line in result.stdout.splitlines() if line.startswith("error")]
+    assert len(errors) == 2
+    assert "amount_unreadable record " in errors[0]
+    assert "2 records, such as this one: " in errors[0]
+    assert "amount_negative record " in errors[1]
+
+    whole = json.loads(command("jobs", "show", "--json", job["jobId"]).stdout)
+    assert (whole["jobId"], whole["status"], whole["processGone"]) == (job["jobId"], "completed", False)
+    assert [error["errorCode"] for error in whole["errors"]] == ["amount_unreadable", "amount_negative"]
+
     migrated.complete(reconcile)
     first, second = migrated.jobs()
-    result = command("jobs")
-    assert result.exit_code == DONE, result.output
-    header, newer, older = result.stdout.splitlines()
+    listing = command("jobs")
+    assert listing.exit_code == DONE, listing.output
+    header, newer, older = listing.stdout.splitlines()
     assert header.split() == ["job", "status", "done", "written", "refused", "cost", "began", "took", "worker"]
     assert newer.startswith(second["jobId"])
     assert second["jobId"].startswith("reconcile-")
@@ -101,30 +125,8 @@ def test_all_runs_are_listed_the_newest_first_with_what_they_did(migrated: Pipel
     assert listed(command, "--status", "failed") == []
     assert "no job with this status" in command("jobs", "--status", "failed").stdout
 
-
-def test_one_job_is_told_whole_with_an_example_of_each_reason_for_dead_letters(
-    migrated: Pipeline, command: Command
-) -> None:
-    (job,) = migrated.jobs()
-    result = command("jobs", "show", job["jobId"])
-    assert result.exit_code == DONE, result.output
-    told = {line[:18].strip(): line[18:] for line in result.stdout.splitlines()}
-    assert told["what"] == "migrate transactions all time"
-    assert (told["status"], told["progress"], told["dead-lettered"]) == ("completed", "40 of 40 records", "3")
-    assert (told["documents created"], told["taken up again"]) == ("37", "0 times")
-    assert told["worker"] == f"{socket.gethostname()} ({job['workerId']})"
-    assert told["flow runs"] == str(migrated.last_run_id)
-    errors = [line for line in result.stdout.splitlines() if line.startswith("error")]
-    assert len(errors) == 2
-    assert "amount_unreadable record " in errors[0]
-    assert "2 records, such as this one: " in errors[0]
-    assert "amount_negative record " in errors[1]
-
-    whole = json.loads(command("jobs", "show", "--json", job["jobId"]).stdout)
-    assert (whole["jobId"], whole["status"], whole["processGone"]) == (job["jobId"], "completed", False)
-    assert [error["errorCode"] for error in whole["errors"]] == ["amount_unreadable", "amount_negative"]
     # The beginning of its id is enough, as long as it is only one's.
-    assert command("jobs", "show", job["jobId"][:12]).stdout == result.stdout
+    assert command("jobs", "show", "migrate-").stdout == result.stdout
     migrated.migrate()
     assert command("jobs", "show", "migrate-").exit_code == WRONG_INPUT
     missing = command("jobs", "show", "migrate-nothing")
@@ -210,7 +212,9 @@ def test_a_run_whose_budget_is_spent_is_paused_until_somebody_resumes_it(
 # -- the commands that start runs --------------------------------------------------------------------------
 
 
-def test_backfill_ends_with_one_line_of_json_and_tells_wrong_input(migrated: Pipeline, command: Command) -> None:
+def test_backfill_replay_and_reconcile_tell_what_they_did_and_what_can_not_be_meant(
+    migrated: Pipeline, command: Command
+) -> None:
     result = command("backfill", "--rebuild", "everything", "--limit", "5", "--json")
     assert result.exit_code == DONE, result.output
     report = json.loads(result.stdout)
@@ -224,8 +228,6 @@ def test_backfill_ends_with_one_line_of_json_and_tells_wrong_input(migrated: Pip
     reversed_window = command("backfill", "--start", "2025-02-01", "--end", "2025-01-01")
     assert (reversed_window.exit_code, reversed_window.stdout) == (WRONG_INPUT, "")
 
-
-def test_replay_tells_what_is_resolved_and_what_stays(migrated: Pipeline, command: Command) -> None:
     migrated.transactions.update_many({"value_eth": "NaN"}, {"$set": {"value_eth": "1.5"}})
     dry = command("replay", "--dry-run")
     assert dry.exit_code == DONE, dry.output
@@ -239,8 +241,6 @@ def test_replay_tells_what_is_resolved_and_what_stays(migrated: Pipeline, comman
     assert unknown.exit_code == WRONG_INPUT
     assert "there are: amount_negative 1" in unknown.stderr
 
-
-def test_reconcile_tells_what_differs_and_fails_where_it_may_not_mend(migrated: Pipeline, command: Command) -> None:
     migrated.store["vectordocuments"].delete_one({})
     told = command("reconcile", "--no-heal")
     assert told.exit_code == FAILED
