@@ -1,7 +1,8 @@
 """The quota of embedding, shared by all threads, processes and machines: Prefect's limits and the store's record.
 
 A minute's texts and tokens are two global concurrency limits of the Prefect server, used as rate limits. The day's
-texts and dollars, a run's dollars and the pauses that Gemini asks for are one record of the vector store.
+texts and dollars, the dollars of a run with a budget and the pauses that Gemini asks for are one record of the vector
+store.
 
 Prefect's own ``rate_limit`` is not used: its wait is random, for a whole batch's time on average, whatever is free
 already, and so it leaves a third of a quota and more unused. Here the wait is computed from what the limit holds.
@@ -230,7 +231,7 @@ class EmbeddingGate:
         now = self._now()
         self._store.give_back_spending(
             self._name,
-            self._run_key,
+            None if self._allowance.run_nano_usd is None else self._run_key,
             day=getattr(self._counted_by_thread, "day", quota_day(now).name),
             texts=texts,
             tokens=tokens,
@@ -249,7 +250,7 @@ class EmbeddingGate:
         self._store.close_spending(self._name, until=quota_day(now).ends, now=now, reason=reason)
 
     def spending(self) -> Spending:
-        """Return what was spent today by all, and by this run on all days."""
+        """Return what was spent today by all, and by this run on all days if it has a budget."""
         return self._store.load_spending(self._name, self._run_key, now=self._now())
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from pydantic import SecretStr
 from pymongo import MongoClient
 from pymongo.database import Database
-from pymongo.monitoring import CommandListener, CommandStartedEvent
+from pymongo.monitoring import CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from blocks.gemini import GeminiEmbedder
 from blocks.quota import GEMINI_QUOTA, EmbeddingGate, make_limits, open_gate
@@ -298,11 +298,12 @@ def test_ongoing_work_goes_on_where_bulk_work_ends(make_gate: Callable[..., Embe
 
 def test_what_was_refused_without_cost_is_given_back_to_its_own_day(make_gate: Callable[..., EmbeddingGate]) -> None:
     clock = [NOW]
-    gate = make_gate(Quota(texts_per_day=100), now=lambda: clock[0])
+    gate = make_gate(Quota(texts_per_day=100), now=lambda: clock[0], budget_usd=1)
     gate.occupy(10, 1_000)
     gate.give_back(0, 1_000)
     assert (gate.spending().texts, gate.spending().tokens, gate.spending().nano_usd) == (10, 0, 0)
     gate.occupy(10, 1_000)
+    assert gate.spending().run_nano_usd == gate.spending().nano_usd > 0
     gate.give_back(10, 1_000)
     assert (gate.spending().texts, gate.spending().nano_usd, gate.spending().run_nano_usd) == (10, 0, 0)
     gate.occupy(10, 1_000)
@@ -322,18 +323,31 @@ def test_a_clock_that_is_behind_at_midnight_counts_into_the_new_day(make_gate: C
     assert (ahead.spending().day, ahead.spending().texts) == ("2026-11-04", 20)
 
 
-def test_runs_of_long_ago_are_forgotten(make_gate: Callable[..., EmbeddingGate], database: Database[Record]) -> None:
-    make_gate(Quota(texts_per_day=9), run_key="old", now=lambda: NOW).occupy(1, 1)
-    make_gate(Quota(texts_per_day=9), run_key="young", now=lambda: NOW + timedelta(days=60)).occupy(1, 1)
-    make_gate(Quota(texts_per_day=9), run_key="new", now=lambda: NOW + timedelta(days=100)).occupy(1, 1)
+def test_only_runs_with_a_budget_have_a_count_and_those_of_long_ago_are_forgotten(
+    make_gate: Callable[..., EmbeddingGate], database: Database[Record]
+) -> None:
+    def gate_of(key: str, days: int, **chosen: Any) -> EmbeddingGate:
+        return make_gate(Quota(texts_per_day=9), run_key=key, now=lambda: NOW + timedelta(days=days), **chosen)
+
+    old = gate_of("old", 0, budget_usd=1)
+    old.occupy(1, 1)
+    gate_of("young", 60, budget_usd=1).occupy(1, 1)
+    gate_of("no budget", 60).occupy(1, 1)
+    gate_of("new", 100, budget_usd=1).occupy(1, 1)
     [row] = database["ragstore"].find()
     assert set(row["runs"]) == {"young", "new"}
+    # What is given back to a forgotten run doesn't stay either.
+    old.give_back(1, 1)
+    gate_of("no budget", 101).occupy(1, 1)
+    gate_of("no budget", 101).give_back(1, 1)
+    [row] = database["ragstore"].find()
+    assert (set(row["runs"]), row["texts"]) == ({"young", "new"}, 0)
 
 
 # -- what one process learns, all do -----------------------------------------------------------------------
 
 
-def test_a_pause_that_one_process_was_asked_for_holds_for_another(
+def test_a_pause_that_one_gate_was_asked_for_holds_for_another(
     limits: str, make_gate: Callable[..., EmbeddingGate], make_worker: Callable[..., Worker]
 ) -> None:
     make_limits(PLENTY, name=limits)
@@ -341,7 +355,7 @@ def test_a_pause_that_one_process_was_asked_for_holds_for_another(
     gate.hold_back(3_600)
     gate.hold_back(1)  # a shorter pause doesn't end a longer one
     with LoopbackGemini() as server:
-        outcome = outcome_of(make_worker(server, PLENTY, texts=50, seconds=2).start(), timeout_seconds=120)
+        outcome = run(make_worker(server, PLENTY, texts=50, seconds=0.5))
     assert (outcome.error, outcome.embedded, server.request_count) == ("StoppedError", 0, 0)
 
 
@@ -407,22 +421,25 @@ def test_a_process_that_is_killed_leaves_nothing_held(
 class _Commands(CommandListener):
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.replies: list[Record] = []
 
     def started(self, event: CommandStartedEvent) -> None:
         self.names.append(event.command_name)
 
-    def succeeded(self, event: Any) -> None:
-        return
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        self.replies.append(dict(event.reply))
 
     def failed(self, event: Any) -> None:
         return
 
 
-def test_a_request_that_has_room_costs_one_operation_of_the_store(
+def test_a_request_that_has_room_costs_one_operation_of_the_store_and_is_told_of_no_other_run(
     mongo_uri: str, store: VectorStore, make_gate: Callable[..., EmbeddingGate]
 ) -> None:
-    gate = make_gate(Quota(texts_per_day=1_000, usd_per_day=1), budget_usd=1, keep_back=0.05)
+    quota = Quota(texts_per_day=1_000, usd_per_day=1)
+    gate = make_gate(quota, budget_usd=1, keep_back=0.05)
     gate.occupy(1, 1)
+    make_gate(quota, budget_usd=1, run_key="another").occupy(1, 1)
     seen = _Commands()
     with MongoClient[Record](mongo_uri, tz_aware=True, event_listeners=[seen]) as client:
         store.close()
@@ -430,6 +447,10 @@ def test_a_request_that_has_room_costs_one_operation_of_the_store(
         for _ in range(5):
             gate.occupy(1, 1)
         assert seen.names == ["findAndModify"] * 5
+        assert [set(reply["value"]["runs"]) for reply in seen.replies] == [{"run"}] * 5
+        gate.spending()
+        (found,) = seen.replies[-1]["cursor"]["firstBatch"]
+        assert set(found["runs"]) == {"run"}
         store._client = None
 
 
@@ -448,7 +469,7 @@ def test_two_processes_are_hardly_ever_refused_by_a_server_that_enforces_a_slidi
     limits: str, make_worker: Callable[..., Worker]
 ) -> None:
     quota = Quota(texts_per_minute=300)
-    window_seconds = 10.0  # so that the test sees several windows
+    window_seconds = 4.0  # so that the test sees several windows
     make_limits(quota, name=limits, window_seconds=window_seconds)
     enforced = EnforcedQuota(texts_per_minute=300, window_seconds=window_seconds)
     with LoopbackGemini(quota=enforced) as server:
@@ -465,7 +486,7 @@ def test_a_429_is_waited_for_by_all_and_costs_nothing(
 ) -> None:
     make_limits(PLENTY, name=limits)
     with LoopbackGemini(faults=["429", None], retry_delay_seconds=0.3) as server:
-        outcome = run(make_worker(server, PLENTY, texts=150, concurrency=1))
+        outcome = run(make_worker(server, PLENTY, texts=150, concurrency=1, budget_usd=1.0))
     assert (outcome.error, outcome.embedded) == (None, 150)
     assert [request.status for request in server.requests] == [429, 200, 200]
     spent = make_gate(PLENTY, run_key="run-0").spending()

@@ -321,31 +321,34 @@ def test_what_a_killed_process_had_kept_is_found_elsewhere_and_its_scratch_goes_
         assert not scratch.exists()
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        pytest.param(lambda content: b"", id="emptied"),
-        pytest.param(lambda content: content[:10], id="no-header"),
-        pytest.param(lambda content: content[:-1], id="one-byte-short"),
-        pytest.param(lambda content: content + b"\0", id="grown"),
-        pytest.param(lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], id="one-bit"),
-        pytest.param(lambda content: b"something else entirely, and longer than a header", id="foreign"),
-    ],
-)
-def test_a_reply_that_is_not_whole_is_paid_for_again_and_the_others_are_not(
-    shared_place: Place, spoil: Callable[[bytes], bytes]
-) -> None:
-    keep(shared_place.store("a"), slice(0, 2), shard=1)
-    [name] = shared_place.names()
-    shared_place.change(name, spoil)
-    keep(shared_place.store("a"), slice(2, 3), shard=1)
+#: What can become of a reply's object.
+SPOILED_REPLIES: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda content: b"",
+    "no header": lambda content: content[:10],
+    "one byte short": lambda content: content[:-1],
+    "grown": lambda content: content + b"\0",
+    "one bit": lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+    "foreign": lambda content: b"something else entirely, and longer than a header",
+}
+
+
+def test_a_reply_that_is_not_whole_is_paid_for_again_and_the_others_are_not(shared_place: Place) -> None:
+    hashes = {how: bytes([number]) * 16 for number, how in enumerate((*SPOILED_REPLIES, "whole"))}
+    objects: dict[str, str] = {}
+    with shared_place.store("a").paid_texts(RUN, shard=1) as paid:
+        for how, key in hashes.items():
+            paid.keep([key], VECTORS[:1], tokens=[10], shard=1)
+            [objects[how]] = set(shared_place.names()) - set(objects.values())
+    for how, spoil in SPOILED_REPLIES.items():
+        shared_place.change(objects[how], spoil)
     store = shared_place.store("b")
     with store.paid_texts(RUN, shard=1) as paid:
-        assert paid.find(HASHES).keys() == {HASHES[2]}
-    keep(store, slice(0, 2), shard=1)
+        assert paid.find(list(hashes.values())).keys() == {hashes["whole"]}
+        again = [hashes[how] for how in SPOILED_REPLIES]
+        paid.keep(again, VECTORS[[0] * len(again)], tokens=[10] * len(again), shard=1)
     with shared_place.store("c").paid_texts(RUN, shard=1) as paid:
-        assert paid.find(HASHES).keys() == set(HASHES)
-        assert paid.paid_by(1) == (3, 60)
+        assert paid.find(list(hashes.values())).keys() == set(hashes.values())
+        assert paid.paid_by(1) == (7, 70)
 
 
 def test_a_reply_that_the_shared_place_did_not_take_is_kept_by_this_process(tmp_path: Path) -> None:

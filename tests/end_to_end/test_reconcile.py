@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,75 +39,79 @@ def migrated(pipeline: Pipeline, source_data: SourceData) -> Pipeline:
     return pipeline
 
 
-def records(pipeline: Pipeline, start: int, count: int) -> list[Any]:
-    """Return some of the stored records of one chunk, others for another start."""
-    stored = pipeline.store["vectordocuments"].find({"lineage.chunks": 1}, {"sourceId": 1}).sort("sourceId", 1)
-    return [row["sourceId"] for row in stored][start : start + count]
+class Damages:
+    """Differences made behind the pipeline's back: the records of each kind, none in two."""
 
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.vectors = pipeline.store["vectordocuments"]
+        self.by_kind: dict[str, set[Any]] = {kind: set() for kind in KINDS}
+        stored = self.vectors.find({"lineage.chunks": 1}, {"sourceId": 1}).sort("sourceId", 1)
+        self._left = [row["sourceId"] for row in stored]
 
-def lose_documents(pipeline: Pipeline) -> set[Any]:
-    lost = records(pipeline, 0, 4)
-    pipeline.store["vectordocuments"].delete_many({"sourceId": {"$in": lost}})
-    # One chunk of many, which no count of records tells.
-    pipeline.store["vectordocuments"].delete_one({"lineage.ordinal": 3})
-    return {*lost, ObjectId(f"{1:024x}")}
+    @property
+    def counts(self) -> dict[str, int]:
+        return {kind: len(records) for kind, records in self.by_kind.items()}
 
+    @property
+    def records(self) -> set[Any]:
+        return set().union(*self.by_kind.values())
 
-def change_documents(pipeline: Pipeline) -> set[Any]:
-    changed = records(pipeline, 10, 3)
-    pipeline.store["vectordocuments"].update_many(
-        {"sourceId": {"$in": changed}}, {"$set": {"content": "not what the source says", "rowHash": b"\1" * 16}}
-    )
-    return set(changed)
+    def take(self, count: int) -> list[Any]:
+        """Return stored records of one chunk that are as they should be."""
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
 
+    def move_contract(self) -> None:
+        """A change of an owner is none of the records that ingest follows."""
+        rows = list(self.vectors.find({"lineage.chunks": 1}))
+        contract, _ = Counter(row["metadata"]["facts"]["contractId"] for row in rows).most_common()[-1]
+        moved = {row["sourceId"] for row in rows if row["metadata"]["facts"]["contractId"] == contract}
+        source = self.pipeline.source
+        old = source["smartcontracts"].find_one({"contractId": contract})["team"]  # type: ignore[index]
+        new = source["teams"].find_one({"_id": {"$ne": old}})["_id"]  # type: ignore[index]
+        source["smartcontracts"].update_one({"contractId": contract}, {"$set": {"team": new}})
+        assert self.pipeline.complete(ingest, until_idle=True)["written"] == 0
+        self._left = [record for record in self._left if record not in moved]
+        self.by_kind["stale"] |= moved
 
-def move_contract(pipeline: Pipeline) -> set[Any]:
-    rows = list(pipeline.store["vectordocuments"].find({"lineage.chunks": 1}))
-    contract, _ = Counter(row["metadata"]["facts"]["contractId"] for row in rows).most_common()[-1]
-    moved = {row["sourceId"] for row in rows if row["metadata"]["facts"]["contractId"] == contract}
-    old = pipeline.source["smartcontracts"].find_one({"contractId": contract})["team"]  # type: ignore[index]
-    new = pipeline.source["teams"].find_one({"_id": {"$ne": old}})["_id"]  # type: ignore[index]
-    pipeline.source["smartcontracts"].update_one({"contractId": contract}, {"$set": {"team": new}})
-    # A change of an owner is none of the records that ingest follows.
-    assert pipeline.complete(ingest, until_idle=True)["written"] == 0
-    return moved
+    def lose_documents(self) -> None:
+        lost = self.take(4)
+        self.vectors.delete_many({"sourceId": {"$in": lost}})
+        # One chunk of many, which no count of records tells.
+        self.vectors.delete_one({"lineage.ordinal": 3})
+        self.by_kind["missing"] |= {*lost, ObjectId(f"{1:024x}")}
 
+    def change_documents(self) -> None:
+        changed = self.take(3)
+        other = {"content": "not what the source says", "rowHash": b"\1" * 16}
+        self.vectors.update_many({"sourceId": {"$in": changed}}, {"$set": other})
+        self.by_kind["stale"] |= set(changed)
 
-def delete_records(pipeline: Pipeline) -> set[Any]:
-    gone = records(pipeline, 20, 5)
-    pipeline.transactions.delete_many({"_id": {"$in": gone}})
-    return set(gone)
+    def delete_records(self, count: int = 5) -> None:
+        gone = self.take(count)
+        self.pipeline.transactions.delete_many({"_id": {"$in": gone}})
+        self.by_kind["orphaned"] |= set(gone)
 
+    def double_documents(self) -> None:
+        doubled = self.take(2)
+        for record in doubled:
+            row: Record = self.vectors.find_one({"sourceId": record})  # type: ignore[assignment]
+            old = {"_id": ObjectId(), "documentId": f"transaction:contract_of_old:{record}:0"}
+            self.vectors.insert_one({**row, **old})
+        # A refused record has no document at all.
+        refused = self.pipeline.letters()[1]["sourceId"]
+        other = {"_id": ObjectId(), "sourceId": refused, "documentId": f"transaction:x:{refused}:0"}
+        self.vectors.insert_one({**row, **other})
+        self.by_kind["doubled"] |= {*doubled, refused}
 
-def double_documents(pipeline: Pipeline) -> set[Any]:
-    doubled = records(pipeline, 30, 2)
-    vectors = pipeline.store["vectordocuments"]
-    for record in doubled:
-        row: Record = vectors.find_one({"sourceId": record})  # type: ignore[assignment]
-        vectors.insert_one({**row, "_id": ObjectId(), "documentId": f"transaction:contract_of_old:{record}:0"})
-    # A refused record has no document at all.
-    refused = pipeline.letters()[0]["sourceId"]
-    vectors.insert_one({**row, "_id": ObjectId(), "sourceId": refused, "documentId": f"transaction:x:{refused}:0"})
-    return {*doubled, refused}
-
-
-def lose_dead_letters(pipeline: Pipeline) -> set[Any]:
-    letter = pipeline.letters()[0]
-    pipeline.store["deadletters"].delete_one({"_id": letter["_id"]})
-    # And one that stayed open though its record is stored.
-    stored = records(pipeline, 40, 1)[0]
-    pipeline.store["deadletters"].insert_one({**letter, "_id": ObjectId(), "sourceId": stored})
-    return {letter["sourceId"], stored}
-
-
-DAMAGES: list[tuple[str, Callable[[Pipeline], set[Any]]]] = [
-    ("missing", lose_documents),
-    ("stale", change_documents),
-    ("stale", move_contract),
-    ("orphaned", delete_records),
-    ("doubled", double_documents),
-    ("unaccounted", lose_dead_letters),
-]
+    def lose_dead_letters(self) -> None:
+        letter = self.pipeline.letters()[0]
+        self.pipeline.store["deadletters"].delete_one({"_id": letter["_id"]})
+        # And one that stayed open though its record is stored.
+        (stored,) = self.take(1)
+        self.pipeline.store["deadletters"].insert_one({**letter, "_id": ObjectId(), "sourceId": stored})
+        self.by_kind["unaccounted"] |= {letter["sourceId"], stored}
 
 
 def expected_documents(pipeline: Pipeline) -> dict[str, Record]:
@@ -126,8 +129,8 @@ def expected_documents(pipeline: Pipeline) -> dict[str, Record]:
     return made
 
 
-def shown(pipeline: Pipeline) -> str:
-    """Return the list of differences of the last run."""
+def shown(pipeline: Pipeline) -> dict[str, set[str]]:
+    """Return the records that the last run's list of differences names under each kind."""
     assert pipeline.last_run_id is not None
     with prefect_client() as client:
         (artifact,) = client.read_artifacts(
@@ -136,31 +139,36 @@ def shown(pipeline: Pipeline) -> str:
                 key=ArtifactFilterKey(any_=["reconcile-differences"]),
             )
         )
-    return str(artifact.data)
+    sections = [section.splitlines() for section in str(artifact.data).split("## ")[1:]]
+    return {kind: {line.removeprefix("- ") for line in lines if line.startswith("- ")} for kind, *lines in sections}
 
 
-@pytest.mark.parametrize(("kind", "damage"), DAMAGES, ids=[damage.__name__ for _, damage in DAMAGES])
-def test_what_differs_is_found_mended_and_nothing_else_is_touched(
-    migrated: Pipeline, kind: str, damage: Callable[[Pipeline], set[Any]]
-) -> None:
-    damaged = damage(migrated)
-    assert damaged
+def test_what_differs_is_told_by_kind_and_mended_and_nothing_else_is_touched(migrated: Pipeline) -> None:
+    damages = Damages(migrated)
+    damages.move_contract()
+    damages.lose_documents()
+    damages.change_documents()
+    damages.delete_records()
+    damages.double_documents()
+    damages.lose_dead_letters()
+    assert all(damages.counts.values())
     before, expected = migrated.documents(), expected_documents(migrated)
     letters = migrated.letters()
     told = migrated.refusal(flow=reconcile, heal=False, shard_rows=100)
-    assert f"source and store differ: {len(damaged)} {kind}." in told
+    in_words = ", ".join(f"{count} {kind}" for kind, count in damages.counts.items())
+    assert f"source and store differ: {in_words}." in told
+    assert shown(migrated) == {kind: set(map(str, records)) for kind, records in damages.by_kind.items()}
     assert migrated.documents() == before
     assert migrated.letters() == letters
 
     report = migrated.complete(reconcile, shard_rows=100)
-    assert {name: report[name] for name in KINDS} == dict.fromkeys(KINDS, 0) | {kind: len(damaged)}
+    assert {name: report[name] for name in KINDS} == damages.counts
     assert report["compared"] == migrated.transactions.count_documents({})
-    assert report["mended"] == len(damaged)
-    assert {f"- {record}" for record in damaged} <= set(shown(migrated).splitlines())
+    assert report["mended"] == len(damages.records)
     after = migrated.documents()
     assert comparable(after, "version") == expected
-    untouched = {key: row for key, row in before.items() if row["sourceId"] not in damaged}
-    assert {key: row for key, row in after.items() if row["sourceId"] not in damaged} == untouched
+    untouched = {key: row for key, row in before.items() if row["sourceId"] not in damages.records}
+    assert {key: row for key, row in after.items() if row["sourceId"] not in damages.records} == untouched
     refused = {row["_id"] for row in migrated.transactions.find({"value_eth": "NaN"})}
     assert {letter["sourceId"] for letter in migrated.letters(status="open")} == refused
 
@@ -171,44 +179,26 @@ def test_what_differs_is_found_mended_and_nothing_else_is_touched(
     assert migrated.documents() == after
 
 
-def test_everything_at_once_is_told_by_kind_and_mended_in_one_run(migrated: Pipeline) -> None:
-    found = Counter(dict.fromkeys(KINDS, 0))
-    for kind, damage in DAMAGES:
-        if damage is not move_contract:
-            found[kind] += len(damage(migrated))
-    expected = expected_documents(migrated)
-    report = migrated.complete(reconcile)
-    # The refused record that lost its dead letter has a document too: it is told under both.
-    assert {name: report[name] for name in KINDS} == dict(found)
-    assert comparable(migrated.documents(), "version") == expected
-    assert "nothing differs" in str(migrated.run(reconcile, heal=False).message)
-
-
-def test_a_run_where_nothing_differs_embeds_and_writes_nothing(pipeline: Pipeline, source_data: SourceData) -> None:
+def test_only_what_differs_is_embedded_and_where_nothing_does_nothing_is_written(
+    pipeline: Pipeline, source_data: SourceData
+) -> None:
     pipeline.load(source_data, source_data.some(50))
     with LoopbackGemini() as server:
         pipeline.use_gemini(server)
         pipeline.migrate()
         before, embedded = pipeline.documents(), server.embedded.copy()
+        # Without mending nobody is asked anything.
+        assert pipeline.complete(reconcile, heal=False)["compared"] == 50
+        assert server.embedded == embedded
         report = pipeline.complete(reconcile)
         assert (report["compared"], report["mended"], report["written"]) == (50, 0, 0)
         # Asked for one word, to see that it answers.
         assert (server.embedded - embedded).keys() == {"transaction"}
-        # Without mending nobody is asked anything.
-        embedded = server.embedded.copy()
-        assert pipeline.complete(reconcile, heal=False)["compared"] == 50
-        assert server.embedded == embedded
-    assert pipeline.documents() == before
-    assert [job["status"] for job in pipeline.jobs()] == ["completed"] * 3
-    assert {job["jobType"] for job in pipeline.jobs()[1:]} == {"batch_update"}
+        assert pipeline.documents() == before
+        assert [job["status"] for job in pipeline.jobs()] == ["completed"] * 3
+        assert {job["jobType"] for job in pipeline.jobs()[1:]} == {"batch_update"}
 
-
-def test_only_what_differs_is_embedded(pipeline: Pipeline, source_data: SourceData) -> None:
-    pipeline.load(source_data, source_data.some(50))
-    with LoopbackGemini() as server:
-        pipeline.use_gemini(server)
-        pipeline.migrate()
-        lost = list(pipeline.documents().values())[7]
+        lost = list(before.values())[7]
         pipeline.store["vectordocuments"].delete_one({"_id": lost["_id"]})
         embedded = server.embedded.copy()
         assert pipeline.complete(reconcile)["written"] == 1
@@ -228,28 +218,25 @@ def test_documents_of_another_source_are_neither_compared_nor_touched(migrated: 
 
 
 def test_many_orphans_at_once_are_doubted_and_nothing_is_touched_until_somebody_says_so(migrated: Pipeline) -> None:
-    gone = records(migrated, 0, 150)
-    migrated.transactions.delete_many({"_id": {"$in": gone}})
-    changed = change_documents(migrated) - set(gone)
-    before = migrated.documents()
+    damages = Damages(migrated)
+    damages.delete_records(150)
+    damages.change_documents()
+    letter = migrated.letters()[0]["sourceId"]
+    migrated.transactions.delete_one({"_id": letter})
+    before, letters = migrated.documents(), migrated.letters()
     message = migrated.refusal(flow=reconcile)
-    assert "150 of 301 stored records are not in the source" in message
+    assert "150 of 300 stored records are not in the source" in message
     assert "--remove-orphans" in message
-    assert "## orphaned" in shown(migrated)
-    assert migrated.documents() == before
+    assert "orphaned" in shown(migrated)
+    assert (migrated.documents(), migrated.letters()) == (before, letters)
     job = migrated.jobs()[-1]
     assert (job["status"], "--remove-orphans" in job["errors"][-1]["error"]) == ("failed", True)
 
     report = migrated.complete(reconcile, remove_orphans=True)
-    assert (report["orphaned"], report["removed"], report["stale"]) == (150, 150, len(changed))
-    assert not set(gone) & migrated.stored_source_ids()
-
-
-def test_a_dead_letter_of_a_record_that_is_gone_is_closed(migrated: Pipeline) -> None:
-    letter = migrated.letters()[0]
-    migrated.transactions.delete_one({"_id": letter["sourceId"]})
-    migrated.complete(reconcile)
-    assert [one["status"] for one in migrated.letters(sourceId=letter["sourceId"])] == ["resolved"]
+    assert (report["orphaned"], report["removed"], report["stale"]) == (150, 150, 3)
+    assert not damages.by_kind["orphaned"] & migrated.stored_source_ids()
+    # The dead letter of a record that is gone is closed.
+    assert [one["status"] for one in migrated.letters(sourceId=letter)] == ["resolved"]
 
 
 # -- writers at work meanwhile -----------------------------------------------------------------------------

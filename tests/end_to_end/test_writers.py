@@ -91,11 +91,13 @@ def test_a_record_that_is_new_to_both_is_stored_as_the_newer_one_read_it(
     assert (report["read"], report["written"], report["unchanged"]) == (ROWS, 0, ROWS)
 
 
-def test_a_record_that_was_mended_meanwhile_keeps_its_vectors_though_it_was_read_as_unusable(
+def test_what_ingest_mends_deletes_and_refuses_meanwhile_stays_so_and_is_no_difference(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:
     rows = [repeated(row, 1 + at) for at, row in enumerate(source_data.some(ROWS))]
-    spoiled, gone, changed = (row["_id"] for row in rows[:3])
+    # Of the first shard, which is finished by then, and of the second, which is read and compared.
+    deleted, refused = (row["_id"] for row in rows[:2])
+    spoiled, gone, changed = (row["_id"] for row in rows[20:23])
     held = HeldRequest()
     with LoopbackGemini(faults=held) as server:
         pipeline.use_gemini(server)
@@ -104,19 +106,22 @@ def test_a_record_that_was_mended_meanwhile_keeps_its_vectors_though_it_was_read
         pipeline.transactions.update_one({"_id": spoiled}, {"$set": {"value_eth": "NaN"}})
         pipeline.transactions.update_one({"_id": changed}, {"$set": OLDER})
         held.hold(server.request_count + 1)  # after the check
-        with beside(pipeline.migrate) as slower:
+        with beside(lambda: pipeline.migrate(shard_rows=15, shards_in_flight=1)) as slower:
             held.wait(slower)
             try:
+                assert pipeline.store["ragcheckpoints"].distinct("shard") == [0]
                 pipeline.transactions.update_one({"_id": spoiled}, {"$set": {"value_eth": "7.25"}})
-                pipeline.transactions.delete_one({"_id": gone})
-                by_ingest(pipeline)
+                pipeline.transactions.update_one({"_id": refused}, {"$set": {"value_eth": "NaN"}})
+                pipeline.transactions.delete_many({"_id": {"$in": [deleted, gone]}})
+                assert by_ingest(pipeline)["dead_lettered"] == 1
             finally:
                 held.release()
             report = slower.result()
-    assert spoiled in pipeline.stored_source_ids()
-    assert gone not in pipeline.stored_source_ids()
-    assert pipeline.letters(status="open") == []
-    assert (report["written"], report["dead_lettered"]) == (1, 0)
+    # What was read as unusable and is mended keeps its vectors.
+    assert pipeline.stored_source_ids() == {row["_id"] for row in rows} - {deleted, refused, gone}
+    assert [letter["sourceId"] for letter in pipeline.letters(status="open")] == [refused]
+    # The first shard counted what was so when it was read.
+    assert (report["read"], report["written"], report["dead_lettered"]) == (ROWS - 1, 1, 0)
 
 
 def test_a_text_that_grew_meanwhile_keeps_all_its_chunks(pipeline: Pipeline, source_data: SourceData) -> None:
