@@ -1,7 +1,8 @@
 """Automations: what the server says of runs that can't speak for themselves.
 
 A run that fails says so itself (``flows/hooks.py``). A process that died, a run that never started and a pool without
-a worker can't; the server watches for them. A crash that a worker told of is not told again.
+a worker can't; the server watches for them. So it does for runs that wait, for a person or for the day's quota: they
+have not failed, and their process is gone. A crash that a worker told of is not told again.
 
 The address of the webhook lies encrypted in a ``Webhook`` block; the automations name only the block.
 """
@@ -22,9 +23,10 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from prefect.types import SecretDict
 
+from deployments import work_pool
 from deployments.settings import Settings
 from flows.hooks import ALERT_TOLD
-from flows.pauses import AWAITING_QUOTA, BUDGET_SPENT
+from flows.pauses import AWAITING_QUOTA, BUDGET_SPENT, WAITS_FOR_A_PERSON, allow_command
 from tasks.domain.incidents import (
     COOLDOWN,
     Incident,
@@ -37,7 +39,7 @@ from tasks.domain.incidents import (
 
 WEBHOOK = "cryptique-alerts"
 PREFIX = "cryptique-rag: "
-CRASHED, CRASH_TOLD, SILENT, NEVER_BEGAN, LATE, LONG, POOL = (
+CRASHED, CRASH_TOLD, SILENT, NEVER_BEGAN, LATE, LONG, BUDGET, QUOTA, POOL = (
     PREFIX + name
     for name in (
         "run crashed and did not say so",
@@ -46,6 +48,8 @@ CRASHED, CRASH_TOLD, SILENT, NEVER_BEGAN, LATE, LONG, POOL = (
         "run that never began is crashed",
         "run is late",
         "run takes very long",
+        "run waits for a person",
+        "run waits for the day's quota",
         "work pool not ready",
     )
 )
@@ -64,6 +68,9 @@ _WAITS = {
     for name in ("Scheduled", "AwaitingRetry", "Paused", "Suspended", AWAITING_QUOTA, BUDGET_SPENT)
 }
 _RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
+#: Marks in a message, filled in from the event when it is sent: the state's message is that of a run's new state.
+_SCOPE, _RUN_ID, _STATE, _TIME = "@@scope@@", "@@run@@", "@@state@@", "@@time@@"
+_LONGEST_NAME, _LONGEST_STATE = 300, 500
 _FORMATS = {"slack": format_slack, "discord": format_discord, "generic": format_generic}
 
 
@@ -91,6 +98,8 @@ def register_automations(settings: Settings, *, client: SyncPrefectClient | None
             _run_never_began(),
             _run_late(block, settings),
             _run_long(block, settings),
+            _budget_spent(block, settings),
+            _awaiting_quota(block, settings),
             _pool_not_ready(block, settings),
         ]
         for automation in others:
@@ -172,6 +181,7 @@ def _crash_told(crashed: UUID, block: UUID, settings: Settings) -> AutomationCor
                 "A run from the command line goes on when its command is given again.",
                 scope=f"{run}['prefect.resource.name']",
                 run_id=f"{run}['prefect.resource.id'].split('.')[-1]",
+                resume=f"prefect flow-run retry {_RUN_ID}",
             )
         ],
     )
@@ -228,11 +238,13 @@ def _run_never_began() -> AutomationCore:
 
 
 def _run_late(block: UUID, settings: Settings) -> AutomationCore:
+    """Tells of ongoing work alone: bulk runs and partitions are late whenever they wait for a place, as they should."""
     return AutomationCore(
         name=LATE,
         description="Tells of runs that did not start when they should, at most one message in fifteen minutes.",
         trigger=EventTrigger(
             match=_RUNS,
+            match_related={"prefect.resource.role": "work-queue", "prefect.resource.name": work_pool.ONGOING},
             expect={"prefect.flow-run.Late"},
             posture=Posture.Reactive,
             threshold=1,
@@ -244,7 +256,8 @@ def _run_late(block: UUID, settings: Settings) -> AutomationCore:
                 settings,
                 severity="warning",
                 title="A run is late",
-                what="No worker took it: is one running for its pool and queue, and below its concurrency limit?",
+                what="No worker took it: is one running for its pool and queue, and below its limit? The run starts as "
+                "soon as one takes it.",
                 scope="event.resource['prefect.resource.name']",
                 run_id="event.resource.id.split('.')[-1]",
             )
@@ -279,6 +292,58 @@ def _run_long(block: UUID, settings: Settings) -> AutomationCore:
     )
 
 
+def _budget_spent(block: UUID, settings: Settings) -> AutomationCore:
+    return AutomationCore(
+        name=BUDGET,
+        description="Tells of runs that spent their budget, at most one message in fifteen minutes.",
+        trigger=EventTrigger(
+            match=_RUNS,
+            expect={f"prefect.flow-run.{BUDGET_SPENT}"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=COOLDOWN["warning"],
+        ),
+        actions=[
+            _tell(
+                block,
+                settings,
+                severity="warning",
+                title="A run spent its budget and waits for a person",
+                what=f"{_STATE} Resumed, it may spend the same sum once more. It waits {WAITS_FOR_A_PERSON.days} days; "
+                "then it fails.",
+                scope="event.resource['prefect.resource.name']",
+                run_id="event.resource.id.split('.')[-1]",
+                resume=allow_command(_RUN_ID),
+            )
+        ],
+    )
+
+
+def _awaiting_quota(block: UUID, settings: Settings) -> AutomationCore:
+    return AutomationCore(
+        name=QUOTA,
+        description="Tells of runs that wait for the day's quota, at most one message in fifteen minutes.",
+        trigger=EventTrigger(
+            match=_RUNS,
+            expect={f"prefect.flow-run.{AWAITING_QUOTA}"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=COOLDOWN["warning"],
+        ),
+        actions=[
+            _tell(
+                block,
+                settings,
+                severity="warning",
+                title="A run waits for the day's quota",
+                what=_STATE,
+                scope="event.resource['prefect.resource.name']",
+                run_id="event.resource.id.split('.')[-1]",
+            )
+        ],
+    )
+
+
 def _pool_not_ready(block: UUID, settings: Settings) -> AutomationCore:
     return AutomationCore(
         name=POOL,
@@ -306,14 +371,22 @@ def _pool_not_ready(block: UUID, settings: Settings) -> AutomationCore:
 
 # -- what is said ----------------------------------------------------------------------------------------------------
 
-_SCOPE, _RUN_ID, _TIME = "@@scope@@", "@@run@@", "@@time@@"
-_LONGEST_NAME = 300
-
 
 def _tell(
-    block: UUID, settings: Settings, *, severity: Severity, title: str, what: str, scope: str, run_id: str | None
+    block: UUID,
+    settings: Settings,
+    *,
+    severity: Severity,
+    title: str,
+    what: str,
+    scope: str,
+    run_id: str | None,
+    resume: str | None = None,
 ) -> CallWebhook:
-    """Return the action that posts a message in the webhook's form; ``scope`` and ``run_id`` are Jinja expressions."""
+    """Return the action that posts a message in the webhook's form; ``scope`` and ``run_id`` are Jinja expressions.
+
+    ``resume`` is a command that works on a run in that state; Prefect retries no run that has not ended.
+    """
     base = (PREFECT_UI_URL.value() or (PREFECT_API_URL.value() or "").rstrip("/").removesuffix("/api")).rstrip("/")
     now = datetime.now(UTC)
     incident = Incident(
@@ -326,15 +399,17 @@ def _tell(
         last_seen=now,
         scope=_SCOPE,
         link=f"{base}/runs/flow-run/{_RUN_ID}" if base and run_id else None,
-        resume=f"prefect flow-run retry {_RUN_ID}" if run_id else None,
+        resume=resume,
     )
     payload = _FORMATS[settings.cryptique_alert_webhook_kind](Message("failed", incident, 1, 0))
     template = json.dumps(_with_time(payload, now), ensure_ascii=False)
-    escaped = f"({scope}) | string | truncate({_LONGEST_NAME})"
+    escape = ""
     if settings.cryptique_alert_webhook_kind == "slack":
-        escaped += " | replace('&', '&amp;') | replace('<', '&lt;') | replace('>', '&gt;')"
+        escape = " | replace('&', '&amp;') | replace('<', '&lt;') | replace('>', '&gt;')"
+    state = "event.resource['prefect.state-message']"
     values = {
-        _SCOPE: escaped,
+        _SCOPE: f"({scope}) | string | truncate({_LONGEST_NAME}){escape}",
+        _STATE: f"{state} | string | truncate({_LONGEST_STATE}){escape}",
         _RUN_ID: f"({run_id}) | string",
         _TIME: "event.occurred | string | truncate(19, true, '')",
     }

@@ -159,9 +159,14 @@ def search(
 
 @app.command()
 def register() -> None:
-    """Register the blocks that flows load with the Prefect server, from the environment. Run it again at any change."""
+    """Register blocks and automations with the Prefect server, from the environment. Run it again at any change.
+
+    Flows load the blocks; with the automations the server tells of runs that can't speak for themselves.
+    """
     with reported(), quiet_prefect(), services() as running:
-        for name in running.blocks:
+        from deployments.automations import register_automations
+
+        for name in [*running.blocks, *register_automations(running.settings)]:
             print(f"registered {name}")
 
 
@@ -224,26 +229,31 @@ def bootstrap(as_json: JsonOption = False) -> None:
 @app.command()
 def worker(
     name: Annotated[str | None, typer.Option(help="How the server calls it; the machine's name if not given.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, max=64, help="Runs at once; 5 if not given.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Runs at once; if not given, 3 and CRYPTIQUE_CHILD_RUNS: 5.")
+    ] = None,
     stop_seconds: Annotated[
         float | None, typer.Option(min=0, help="How long its runs may take to end when it ends; 240 if not given.")
     ] = None,
 ) -> None:
     """Take runs from the server that PREFECT_API_URL names, until SIGTERM or Ctrl-C.
 
-    It then takes no more, lets its runs end at the next shard, and schedules them again: the next worker goes on with
-    them. A second signal kills them first. Databases and keys come from the server, not from this environment.
+    It then takes no more, lets its runs end at the next request, and schedules them again: the next worker goes on with
+    them, and what they finished is kept. A second signal kills them first. Databases and keys come from the server, not
+    from this environment.
     """
     with reported():
-        from deployments.work_pool import STOP_SECONDS, worker_environment, worker_limit
+        from deployments.work_pool import STOP_SECONDS, child_runs_here, worker_environment, worker_limit
 
+        # Asked first: none of the settings stays.
+        limit = limit or worker_limit(child_runs_here())
         environment = worker_environment(os.environ)
         os.environ.clear()
         os.environ.update(environment)
         from deployments.worker import run_worker
 
         patience = STOP_SECONDS if stop_seconds is None else stop_seconds
-        run_worker(name=name, limit=limit or worker_limit(), stop_seconds=patience)
+        run_worker(name=name, limit=limit, stop_seconds=patience)
 
 
 @app.command()

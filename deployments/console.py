@@ -128,6 +128,14 @@ def quiet_prefect() -> Iterator[None]:
     if sys.stderr.isatty():
         # Prefect reads its logging configuration from the environment when it is first imported.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        from flows.progress import waiting_listener
+
+        token = waiting_listener.set(lambda words: say(f"waiting: {words} Ctrl-C ends it; nothing finished is lost."))
+        try:
+            yield
+        finally:
+            waiting_listener.reset(token)
+        return
     yield
 
 
@@ -146,10 +154,13 @@ def reported() -> Iterator[None]:
 
 
 def _fail(error: Exception) -> NoReturn:
-    from tasks.domain.errors import InputError, PipelineError
+    from tasks.domain.errors import BudgetSpentError, InputError, PipelineError
 
     if isinstance(error, InputError):
         wrong(str(error))
+    if isinstance(error, BudgetSpentError):
+        say(f"error: {error} Give the same command again to allow the same sum once more.")
+        raise typer.Exit(FAILED) from None
     if isinstance(error, PipelineError):
         say(f"error: {error}")
         raise typer.Exit(FAILED) from None

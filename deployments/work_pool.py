@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.settings import DEFAULT_CHILD_RUNS, Settings
+from deployments.settings import DEFAULT_CHILD_RUNS, Settings, inspect_settings
+from tasks.domain.errors import InputError
 
 #: The project's root, where prefect.yaml lies and flows run.
 PROJECT = Path(__file__).resolve().parents[1]
 POOL = "cryptique"
-#: A run ends at its next shard, and a shard of 5,000 texts takes 100 seconds at the quota of tier 1.
+#: A run ends at its next request and waits 20 seconds for what is under way; a store that is slow takes longer.
 STOP_SECONDS = 240.0
 #: After the runs' time: to kill those that are left, and to tell the server.
 TELL_SECONDS = 15.0
@@ -34,6 +35,8 @@ class Queue:
     concurrency_limit: int | None = None
 
 
+#: The queue of work that should start at once; the others' runs may wait for a place.
+ONGOING = "ongoing"
 _BULK_RUNS = 2
 
 
@@ -44,7 +47,7 @@ def queues(child_runs: int = DEFAULT_CHILD_RUNS) -> tuple[Queue, ...]:
     wait while their partitions work, so both have places.
     """
     return (
-        Queue("ongoing", priority=1),
+        Queue(ONGOING, priority=1),
         Queue("bulk", priority=10, concurrency_limit=_BULK_RUNS),
         Queue("partitions", priority=20, concurrency_limit=child_runs),
     )
@@ -53,6 +56,18 @@ def queues(child_runs: int = DEFAULT_CHILD_RUNS) -> tuple[Queue, ...]:
 def worker_limit(child_runs: int = DEFAULT_CHILD_RUNS) -> int:
     """Return how many runs a worker that is alone takes at once: all bulk work and one more. Each is a process."""
     return _BULK_RUNS + child_runs + 1
+
+
+def child_runs_here() -> int:
+    """Return CRYPTIQUE_CHILD_RUNS as it is set here, or its default: a worker is given no setting but that, if any.
+
+    Raises ``InputError`` for a value that can't be; what else may be wrong with the settings, a worker doesn't use.
+    """
+    settings, problems = inspect_settings()
+    for problem in problems:
+        if problem.startswith("CRYPTIQUE_CHILD_RUNS:"):
+            raise InputError(problem)
+    return settings.cryptique_child_runs
 
 
 def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:

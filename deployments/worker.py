@@ -27,12 +27,16 @@ from prefect.settings import PREFECT_API_URL, PREFECT_WORKER_HEARTBEAT_SECONDS
 from prefect.states import AwaitingRetry, Cancelled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from deployments.console import say
 from deployments.work_pool import POOL, TELL_SECONDS
 from tasks.domain.errors import InputError
 
 # A run that is still importing can't be told anything yet.
 _CONNECT_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
+_LEFT_AS_THEY_ARE = frozenset(
+    {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.PAUSED, StateType.SCHEDULED}
+)
 
 
 def run_worker(*, name: str | None, limit: int, stop_seconds: float) -> None:
@@ -43,7 +47,9 @@ def run_worker(*, name: str | None, limit: int, stop_seconds: float) -> None:
     """
     if not PREFECT_API_URL.value():
         raise InputError("PREFECT_API_URL is not set: a worker needs the address of its Prefect server")
-    anyio.run(_serve, name or socket.gethostname(), limit, stop_seconds)
+    name = name or socket.gethostname()
+    say(f"worker {name}: up to {limit} runs at once")
+    anyio.run(_serve, name, limit, stop_seconds)
 
 
 async def _serve(name: str, limit: int, stop_seconds: float) -> None:
@@ -207,12 +213,13 @@ class PipelineWorker(ProcessWorker):
 def next_state(states: list[State]) -> State | None:
     """Return the state for a run whose process was asked to end, or None if it ended by itself; oldest state first.
 
-    A run that somebody cancelled stays cancelled. Crashed is what the server says when the process had to be killed.
+    A run that was cancelled stays so, also one that the server cancelled because another is at its work. One that
+    paused waits for a person. Crashed is what the server says when the process had to be killed.
     """
     last = states[-1].type if states else None
     began = max((at for at, state in enumerate(states) if state.type is StateType.RUNNING), default=0)
     if any(state.type is StateType.CANCELLING for state in states[began:]):
         return None if last is StateType.CANCELLED else Cancelled(message="ended with its worker while being cancelled")
-    if last in (StateType.COMPLETED, StateType.FAILED, StateType.SCHEDULED):
+    if last in _LEFT_AS_THEY_ARE:
         return None
     return AwaitingRetry(message="handed back by a worker that is stopped: the next worker goes on with it")

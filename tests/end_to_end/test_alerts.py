@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect import flow
+from prefect import Flow, flow
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-from prefect.events import emit_event
+from prefect.client.schemas.objects import FlowRun
+from prefect.events import Event, Resource, emit_event
 from prefect.logging.handlers import APILogHandler
-from prefect.states import Crashed, Pending, Running, Scheduled
+from prefect.states import Crashed, Paused, Pending, Running, Scheduled
 from pymongo import MongoClient
 
 from blocks.slack import SlackNotifier
 from deployments import automations
 from deployments.automations import PREFIX, register_automations
 from deployments.register_blocks import make_blocks
+from deployments.work_pool import ONGOING
 from flows.blocks import ALERTS
 from flows.hooks import ALERT_TOLD, alert_on_crashed, alert_on_failure, resolve_on_completion
+from flows.pauses import AWAITING_QUOTA, BUDGET_SPENT
 from tasks.alert import send_alert, tell_due, tell_resolved
 from tasks.domain.incidents import Incident
 from tests.end_to_end.pipeline import Pipeline, Record, SourceData, prefect_client, wait_for
+from tests.end_to_end.test_cli import run as run_command
 from tests.end_to_end.test_secrets import KEY, PASSWORD, SECRETS, user, with_user
 from tests.loopback.gemini import LoopbackGemini
 from tests.loopback.slack import LoopbackSlack, Posted
@@ -352,6 +362,14 @@ def our_automations(client: Any) -> list[Any]:
     return [automation for automation in client.read_automations() if automation.name.startswith(PREFIX)]
 
 
+def create_run_in_queue(client: SyncPrefectClient, of: Flow[..., Any], queue: str, pool: str) -> FlowRun:
+    """Create a run as the scheduler does, for a worker of the pool."""
+    deployment = client.create_deployment(
+        client.create_flow(of), f"{queue}-{uuid4().hex[:6]}", work_pool_name=pool, work_queue_name=queue
+    )
+    return client.create_flow_run_from_deployment(deployment, name=f'{queue} "<&>" {uuid4().hex[:6]}')
+
+
 def last_changes(client: Any) -> dict[str, str]:
     return {row["name"]: row["updated"] for row in client.request("POST", "/automations/filter", json={}).json()}
 
@@ -377,11 +395,33 @@ def test_automations_are_registered_once_and_do_not_hold_the_address(watched: Pi
     assert register_automations(watched.make_settings()) == [automations.SILENT, automations.NEVER_BEGAN]
 
 
-def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipeline, slack: LoopbackSlack) -> None:
-    register_automations(watched.settings)
+def test_the_register_command_makes_the_server_say_what_cannot_speak(watched: Pipeline, slack: LoopbackSlack) -> None:
+    settings = {
+        "CRYPTIQUE_SOURCE_URI": watched.uri,
+        "CRYPTIQUE_SOURCE_DATABASE": watched.source.name,
+        "CRYPTIQUE_EMBEDDER": "local",
+        "SLACK_WEBHOOK_URL": slack.url,
+    }
+    with prefect_client() as client:
+        done = run_command(watched.home.parent, "register", **settings, PREFECT_API_URL=str(client.api_url))
+        assert done.returncode == 0, done.stderr
+        names = [automation.name for automation in our_automations(client)]
+    forget_alerts()
+    assert automations.CRASHED in names
+    assert {f"registered {name}" for name in names} < set(done.stdout.splitlines())
 
+
+def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipeline, slack: LoopbackSlack) -> None:
     @flow
     def silent() -> None: ...
+
+    with prefect_client() as client:
+        # Paused, so that the server itself has nothing to say of it.
+        queues = client.create_work_pool(
+            WorkPoolCreate(name=f"pool {uuid4().hex[:6]}", type="process", is_paused=True)
+        ).name
+        bulk_run, late_run = (create_run_in_queue(client, silent, name, queues) for name in ("bulk", ONGOING))
+    register_automations(watched.settings)
 
     def is_crashed(run_id: UUID) -> Callable[[], bool | None]:
         def look() -> bool | None:
@@ -391,30 +431,72 @@ def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipelin
         return look
 
     with prefect_client() as client:
-        told_run, dead_run, silent_run, late_run = (
+        told_run, dead_run, silent_run, spent_run, waiting_run = (
             client.create_flow_run(silent, name=f'{name} "<&>" {uuid4().hex[:6]}', state=Running())
-            for name in ("told", "dead", "silent", "late")
+            for name in ("told", "dead", "silent", "spent", "waiting")
         )
-        # Two runs crash; of one a worker's hook has told.
-        for run in (told_run, dead_run):
-            client.set_flow_run_state(run.id, Crashed(), force=True)
-        resource = {"prefect.resource.id": f"prefect.flow-run.{told_run.id}", "prefect.resource.name": "told"}
-        emit_event(event=ALERT_TOLD, resource=resource)
-        # One is late, and a pool has no worker.
+
+        def messages(count: int) -> list[str]:
+            def look() -> list[str] | None:
+                return [said(posted) for posted in slack.requests] if len(slack.requests) >= count else None
+
+            return wait_for(look, what=f"{count} messages of the server", seconds=90)
+
+        # One after the other: on SQLite the server may lock itself out when many automations act at the same moment.
+        # A bulk run waits for its place, which is as it should be; another is late.
+        client.set_flow_run_state(bulk_run.id, Scheduled(name="Late"), force=True)
         client.set_flow_run_state(late_run.id, Scheduled(name="Late"), force=True)
+        messages(1)
+        # Two wait: one for a person, one for tomorrow.
+        spent = Paused(name=BUDGET_SPENT, message="$1 of <$2> is spent.", timeout_seconds=60)
+        client.set_flow_run_state(spent_run.id, spent, force=True)
+        messages(2)
+        waiting = Scheduled(name=AWAITING_QUOTA, message='The day\'s "quota" is used up. ' + "Much more. " * 100)
+        client.set_flow_run_state(waiting_run.id, waiting, force=True)
+        messages(3)
+        # A pool has no worker.
         pool = {"prefect.resource.id": f"prefect.work-pool.{uuid4()}", "prefect.resource.name": "our pool"}
         emit_event(event="prefect.work-pool.not-ready", resource=pool)
-
-        def three() -> list[str] | None:
-            return [said(posted) for posted in slack.requests] if len(slack.requests) >= 3 else None
-
-        words = sorted(wait_for(three, what="the server's messages", seconds=90))
-        crashed, pool_words, late = (next(w for w in words if t in w) for t in ("crashed", "pool", "late"))
+        messages(4)
+        # Two runs crash; of one a worker's hook has told.
+        crash, _ = (client.set_flow_run_state(run.id, Crashed(), force=True).state for run in (told_run, dead_run))
+        assert crash is not None
+        resource = {"prefect.resource.id": f"prefect.flow-run.{told_run.id}", "prefect.resource.name": "told"}
+        # A hook speaks after a while. Here both events are on their way at once, and the server is told their order.
+        crashed_event = Event(
+            event="prefect.flow-run.Crashed", resource=Resource(resource), id=crash.id, occurred=crash.timestamp
+        )
+        emit_event(event=ALERT_TOLD, resource=resource, follows=crashed_event)
+        words = messages(5)
+        titles = ("A run crashed", "A work pool", "A run is late", "A run spent", "A run waits")
+        crashed, pool_words, late, budget, quota = (next(w for w in words if t in w) for t in titles)
         assert f"*Scope* {dead_run.name}" in crashed
         assert f"/runs/flow-run/{dead_run.id}|Open the run>" in crashed
         assert f"prefect flow-run retry {dead_run.id}" in crashed
         assert f"*Scope* {late_run.name}" in late
+        assert "retry" not in late
         assert "*Scope* our pool" in pool_words
+        assert f"*Scope* {spent_run.name}" in budget
+        assert "$1 of <$2> is spent. Resumed, it may spend the same sum once more. It waits 7 days" in budget
+        assert f"/runs/flow-run/{spent_run.id}|Open the run>" in budget
+        assert f"*Scope* {waiting_run.name}" in quota
+        assert 'The day\'s "quota" is used up. Much more.' in quota
+        assert len(quota) < 1_000
+        # The command that it offers is one that works.
+        command = budget.partition("```")[2].partition("```")[0]
+        assert str(spent_run.id) in command
+        resumed = subprocess.run(
+            [Path(sys.executable).with_name("prefect"), *shlex.split(command)[1:]],
+            env=os.environ | {"PREFECT_API_URL": str(client.api_url)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert resumed.returncode == 0, resumed.stderr
+        state = client.read_flow_run(spent_run.id).state
+        assert state is not None
+        assert not state.is_paused()
         assert f"{datetime.now(UTC):%Y-%m-%d}" in crashed
 
         # One was taken by a worker that died before it began.
@@ -425,5 +507,5 @@ def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipelin
         wait_for(is_crashed(silent_run.id), what="the silent run's crash", seconds=90)
         wait_for(is_crashed(taken_run.id), what="the crash of the run that never began", seconds=90)
     # These crashed within the cooldown of the dead one.
-    assert len(slack.requests) == 3
+    assert len(slack.requests) == 5
     json.dumps([posted.payload for posted in slack.requests])

@@ -250,7 +250,7 @@ def test_a_run_waits_at_its_budget_until_somebody_resumes_it(
     waiting = place.create_run("migrate", {**BY_SHARD, "budget_usd": budget})
     state = place.wait(waiting, "PAUSED", *ENDED)
     assert (state["type"], state["name"]) == ("PAUSED", "BudgetSpent"), state["message"]
-    assert f"prefect flow-run resume {waiting}" in state["message"]
+    assert f"/flow_runs/{waiting}/resume" in state["message"]
     (job,) = empty.embeddingjobs.find({})
     assert job["status"] == "retrying"
     assert 0 < job["results"]["totalCost"] <= budget
