@@ -91,6 +91,14 @@ def alert_on_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
     _guarded(flow, flow_run, lambda: _alert(flow, flow_run, state, crashed=True))
 
 
+def leave_crash_to_load(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Keep the server from telling of a partition whose process died: its load gives it to another, or tells itself.
+
+    Such a message would hold back that of a load which dies within the same five minutes.
+    """
+    _guarded(flow, flow_run, lambda: _note_told(flow_run))
+
+
 def resolve_on_completion(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Tell once that a flow completed again after a failure that was told, and send summaries that are due."""
     if flow_run.parameters.get("dry_run"):
@@ -125,11 +133,16 @@ def _alert(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], *, crashe
     _log(logger, told)
     # Held back is as good as told: the server has nothing to add, and its own cooldown counts nothing.
     if crashed and (told.delivered or told.kind is None):
-        emit_event(
-            event=ALERT_TOLD,
-            resource={"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.name": flow_run.name},
-        )
+        _note_told(flow_run)
     _tell_due(notifier, store, logger, now)
+
+
+def _note_told(flow_run: FlowRun) -> None:
+    """Say that nobody else need tell of this run's crash."""
+    emit_event(
+        event=ALERT_TOLD,
+        resource={"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.name": flow_run.name},
+    )
 
 
 def _resolve(flow: Flow[..., Any], flow_run: FlowRun) -> None:

@@ -22,6 +22,7 @@ from pydantic import Field
 from blocks.memory import limit_heaps
 from blocks.vector_store import VectorStore
 from flows.blocks import Parts, load_parts
+from flows.hooks import leave_crash_to_load
 from flows.jobs import STOP_WITHIN_S, Job, at_work, is_alive, job_origin, take_up
 from flows.stages import StageWork, task_runner
 from tasks.domain.errors import (
@@ -75,7 +76,7 @@ def _run_name() -> str:
     return f"partition {given.get('number')} of {given.get('run_key')}"
 
 
-@flow(name="partition", flow_run_name=_run_name, task_runner=task_runner())
+@flow(name="partition", flow_run_name=_run_name, task_runner=task_runner(), on_crashed=[leave_crash_to_load])
 def partition(
     run_key: Annotated[str, Field(min_length=1, description="The load that it is a part of.")],
     number: Annotated[int, Field(ge=0, description="Which partition of the load.")],
