@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import stat
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,7 +33,8 @@ _PASSING = frozenset(
         errno.EHOSTUNREACH,
     }
 )
-_TRIES = 20
+_TRIES = 50
+_LONGEST_PAUSE_S = 0.01
 
 
 class SharedFolder:
@@ -58,6 +61,8 @@ class SharedFolder:
                     if last:
                         raise
                     self._require_root()
+                    # Each at its own pace: two in step could miss each other for ever.
+                    time.sleep(random.uniform(0, _LONGEST_PAUSE_S))
                     target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             with suppress(OSError):

@@ -32,6 +32,7 @@ from deployments.embedded import (
     stop_local_servers,
 )
 from tasks.domain.errors import TerminalError
+from tests.end_to_end.pipeline import wait_for
 
 PROJECT = Path(embedded.__file__).parents[1]
 SERVERS = ("mongod", "prefect")
@@ -433,6 +434,17 @@ def test_the_prefect_server_keeps_its_records_over_a_restart(home: Path, monkeyp
         assert ui_settings["api_url"] == url
         with temporary_settings({PREFECT_API_URL: url}):
             run_id = numbers(return_state=True).state_details.flow_run_id
+        finished = {
+            "flow_runs": {"id": {"any_": [str(run_id)]}},
+            "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
+        }
+
+        def recorded() -> bool | None:
+            # The client tells of task runs in the background, and the server writes them in batches.
+            answer = httpx.post(f"{url}/task_runs/count", json=finished, trust_env=False)
+            return True if answer.json() == TASK_RUNS else None
+
+        wait_for(recorded, what="the records of all task runs", seconds=120)
     assert running_prefect_server(home) == url
     assert stop_local_servers(home) == ["local Prefect server"]
     assert is_gone(pid)
@@ -445,10 +457,6 @@ def test_the_prefect_server_keeps_its_records_over_a_restart(home: Path, monkeyp
             kept = client.read_flow_run(run_id)
         assert kept.state is not None
         assert kept.state.is_completed()
-        finished = {
-            "flow_runs": {"id": {"any_": [str(run_id)]}},
-            "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
-        }
         answer = httpx.post(f"{again}/task_runs/count", json=finished, trust_env=False)
         assert answer.json() == TASK_RUNS
         assert (home / "prefect" / "prefect.db").exists()
