@@ -63,7 +63,8 @@ class SharedFolder:
                     self._require_root()
                     # Each at its own pace: two in step could miss each other for ever.
                     time.sleep(random.uniform(0, _LONGEST_PAUSE_S))
-                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with suppress(FileNotFoundError):  # a parent is taken away while it is made
+                        target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
