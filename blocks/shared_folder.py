@@ -63,7 +63,8 @@ class SharedFolder:
                     self._require_root()
                     # Each at its own pace: two in step could miss each other for ever.
                     time.sleep(random.uniform(0, _LONGEST_PAUSE_S))
-                    with suppress(FileNotFoundError):  # a parent is taken away while it is made
+                    # A parent, or the folder itself, is taken away while it is made.
+                    with suppress(FileNotFoundError, FileExistsError):
                         target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             with suppress(OSError):
