@@ -81,16 +81,6 @@ def job_record(
     before = previous or {}
     errors = [entry for entry in before.get("errors", ()) if entry.get("errorCode") not in (letters or ())]
     taken_up = int((before.get("retryConfig") or {}).get("retryCount", -1)) + 1
-    if error is not None:
-        errors.append(
-            {
-                "timestamp": now,
-                "sourceId": None,
-                "error": error[:1_000],
-                "errorCode": error_code,
-                "retryCount": taken_up,
-            }
-        )
     errors += [
         {
             "timestamp": now,
@@ -101,6 +91,17 @@ def job_record(
         }
         for code, example in (letters or {}).items()
     ]
+    # Last, whatever was refused: what goes on with this work looks there for why it ended.
+    if error is not None:
+        errors.append(
+            {
+                "timestamp": now,
+                "sourceId": None,
+                "error": error[:1_000],
+                "errorCode": error_code,
+                "retryCount": taken_up,
+            }
+        )
     cost = manifest.tokens * facts.usd_per_million_tokens / 1_000_000
     seconds = max(0.0, now.timestamp() - run.started_ms / 1000)
     done = status in ("completed", "failed", "cancelled")

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pymongo import MongoClient
 
@@ -31,6 +32,7 @@ from deployments.embedded import (
     running_prefect_server,
     stop_local_servers,
 )
+from deployments.local_services import talking_to
 from tasks.domain.errors import TerminalError
 from tests.end_to_end.pipeline import wait_for
 
@@ -432,7 +434,9 @@ def test_the_prefect_server_keeps_its_records_over_a_restart(home: Path, monkeyp
         assert httpx.get(f"{url}/health", trust_env=False).json() is True
         ui_settings = httpx.get(url.replace("/api", "/ui-settings"), trust_env=False).json()
         assert ui_settings["api_url"] == url
-        with temporary_settings({PREFECT_API_URL: url}):
+        # Another test's server may be gone, and what sends events in the background would still look for it.
+        EventsWorker.drain_all(timeout=10)
+        with talking_to(url):
             run_id = numbers(return_state=True).state_details.flow_run_id
         finished = {
             "flow_runs": {"id": {"any_": [str(run_id)]}},

@@ -109,8 +109,9 @@ def test_a_job_that_is_taken_up_counts_it_and_keeps_what_went_wrong_and_who_was_
 def test_dead_letters_are_told_by_one_example_of_each_reason_and_not_told_twice() -> None:
     letters = {"amount_negative": {"count": 1_200, "sourceId": ObjectId(), "reason": "the amount -3 is below zero"}}
     first = record("failed", error="cut off", letters=letters)
-    assert [entry["errorCode"] for entry in first["errors"]] == ["run", "amount_negative"]
-    example = first["errors"][1]
+    # Why it ended comes last: what goes on with the work looks there.
+    assert [entry["errorCode"] for entry in first["errors"]] == ["amount_negative", "run"]
+    example = first["errors"][0]
     assert example["sourceId"] == letters["amount_negative"]["sourceId"]
     assert example["error"] == "1,200 records, such as this one: the amount -3 is below zero"
     second = record("completed", previous=first, letters=letters)
@@ -130,7 +131,9 @@ def test_a_paused_job_says_when_it_goes_on() -> None:
     later = NOW + timedelta(hours=3)
     paused = record("retrying", error="the day's quota is spent", next_retry=later)
     assert paused["retryConfig"]["nextRetryAt"] == paused["scheduledFor"] == later
-    assert record("retrying", error="the budget is spent", error_code="budget")["errors"][0]["errorCode"] == "budget"
+    letters = {"amount_negative": {"count": 3, "sourceId": ObjectId(), "reason": "the amount -3 is below zero"}}
+    spent = record("retrying", error="the budget is spent", error_code="budget", letters=letters)
+    assert spent["errors"][-1]["errorCode"] == "budget"
 
 
 def test_sizes_stay_within_what_the_applications_schema_allows() -> None:
