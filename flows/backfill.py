@@ -16,10 +16,10 @@ from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import was_begun
 from flows.load import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, LoadOptions, load, make_scope, prepare, rehearse
-from flows.migrate import MAX_CHILD_RUNS
 from flows.parameters import (
     ALL_SOURCES,
     Budget,
+    ChildRuns,
     ContractIds,
     DryRun,
     End,
@@ -74,9 +74,7 @@ def backfill(
     ] = None,
     shard_rows: ShardRows = DEFAULT_SHARD_ROWS,
     shards_in_flight: ShardsInFlight = DEFAULT_SHARDS_IN_FLIGHT,
-    child_runs: Annotated[
-        int, Field(ge=0, le=MAX_CHILD_RUNS, description="0: this process does it all; else this many child runs.")
-    ] = 0,
+    child_runs: ChildRuns = 0,
     budget_usd: Budget = None,
     dry_run: DryRun = False,
     retries: Retries = DEFAULT_RETRIES,

@@ -18,6 +18,7 @@ from flows.load import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, LoadOptions
 from flows.parameters import (
     ALL_SOURCES,
     Budget,
+    ChildRuns,
     ContractIds,
     DryRun,
     End,
@@ -33,8 +34,6 @@ from flows.parameters import (
 from flows.report import message_of
 from flows.stages import task_runner
 from tasks.policy import DEFAULT_RETRIES
-
-MAX_CHILD_RUNS = 16
 
 
 @flow(
@@ -54,15 +53,7 @@ def migrate(
     limit: Limit = None,
     shard_rows: ShardRows = DEFAULT_SHARD_ROWS,
     shards_in_flight: ShardsInFlight = DEFAULT_SHARDS_IN_FLIGHT,
-    child_runs: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=MAX_CHILD_RUNS,
-            description="0: this process does it all. 2 to 5: as many child runs at once, on all workers of the pool, "
-            "which must share one shard store.",
-        ),
-    ] = 0,
+    child_runs: ChildRuns = 0,
     budget_usd: Budget = None,
     dry_run: DryRun = False,
     resume: Annotated[bool, Field(description="Take up an unfinished run of the same work where it stopped.")] = True,

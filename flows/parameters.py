@@ -25,6 +25,16 @@ ShardRows = Annotated[int, Field(ge=1, le=50_000, description="Records in a shar
 ShardsInFlight = Annotated[
     int, Field(ge=1, le=MAX_IN_FLIGHT, description="Shards at work at once; memory grows with it.")
 ]
+MAX_CHILD_RUNS = 16
+ChildRuns = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=MAX_CHILD_RUNS,
+        description="0: this process does it all. 2 to 5: as many child runs at once, on all workers of the pool, "
+        "which must share one shard store.",
+    ),
+]
 Budget = Annotated[
     float | None,
     Field(gt=0, description="Dollars that the run may spend on embeddings; at that it pauses. None: any sum."),

@@ -34,12 +34,11 @@ from tasks.domain.errors import TerminalError, WorkTakenError
 from tasks.domain.rows import Verdict, document_id
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import ShardRange
-from tasks.extract import extract_shard
+from tasks.extract import COLLECTION, extract_shard
 from tasks.policy import DEFAULT_RETRIES, STAGE
 from tasks.reconcile import Reconciliation, settle_orphans
 
 _SOURCE_TYPE = "transaction"
-_COLLECTION = "transactions"
 _SHOWN = 20
 _LOOKUP_RECORDS = 1_000
 
@@ -141,7 +140,7 @@ def reconcile(
                 )
             return Selection([], found.counts | {"compared": found.compared, "removed": 0})
         settled = Reconciliation(in_source=found.compared, stored=found.compared)
-        settle_orphans(run, found.orphaned, parts.source, parts.vectors, _COLLECTION, remove_orphans, settled)
+        settle_orphans(run, found.orphaned, parts.source, parts.vectors, COLLECTION, remove_orphans, settled)
         return Selection(found.to_mend, found.counts | {"compared": found.compared, "removed": settled.removed})
 
     report, figures = load_records(
@@ -213,7 +212,7 @@ def compare_shard(
     doubled = {record for record, count in _count_documents(several, vectors).items() if count > made[record]}
     strangers = _count_documents([record for record in stored if record not in made], vectors)
     # One that was added since the range was read has its vectors by right.
-    alive = source.find_existing(_COLLECTION, strangers) if strangers else set()
+    alive = source.find_existing(COLLECTION, strangers) if strangers else set()
     found.missing, found.stale = sorted(missing), sorted(stale)
     found.doubled = sorted(doubled - missing - stale)
     found.orphaned = sorted(record for record in strangers if record_key(record) not in alive)
