@@ -102,6 +102,8 @@ def _gemini(settings: Settings, api_key: SecretStr) -> GeminiEmbedder:
         texts_per_day=settings.cryptique_gemini_texts_per_day,
         usd_per_day=settings.cryptique_gemini_usd_per_day,
         concurrency=settings.cryptique_gemini_concurrency,
+        batch_texts_per_job=settings.cryptique_gemini_batch_texts,
+        batch_tokens_per_job=settings.cryptique_gemini_batch_tokens,
     )
 
 

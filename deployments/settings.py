@@ -79,9 +79,10 @@ class Settings(BaseSettings):
         description="gemini-embedding-001 or gemini-embedding-2. Vectors of two models never mix.",
     )
     cryptique_gemini_dimensions: int = Field(default=1536, ge=1, le=3072, description="Numbers per vector.")
-    cryptique_gemini_client: Literal["genai", "generativeai"] = Field(
-        default="genai",
-        description="genai: google-genai. generativeai: the older google-generativeai (an extra).",
+    cryptique_gemini_client: Literal["rest", "genai", "generativeai"] = Field(
+        default="rest",
+        description="rest: our own calls, the least CPU. genai: google-genai. generativeai: the older "
+        "google-generativeai (an extra).",
     )
     cryptique_gemini_texts_per_minute: int = Field(
         default=3_000,
@@ -105,6 +106,14 @@ class Settings(BaseSettings):
         "no limit of ours.",
     )
     cryptique_gemini_concurrency: int = Field(default=4, ge=1, le=64, description="Requests in flight per process.")
+    cryptique_gemini_batch_texts: int = Field(
+        default=10_000, ge=1, le=50_000, description="Texts per batch job at most."
+    )
+    cryptique_gemini_batch_tokens: int = Field(
+        default=1_500_000,
+        ge=1,
+        description="Tokens per batch job at most; tier 1 is refused larger jobs from about 2,000,000.",
+    )
     slack_webhook_url: SecretStr | None = Field(
         default=None,
         description="Webhook that is told of failures. Unset: nobody is told; the Prefect UI shows them.",

@@ -1,4 +1,4 @@
-"""Gemini's embedder against a loopback server: the same facts over both of Google's clients."""
+"""Gemini's embedder against a loopback server: the same facts over our own calls and both of Google's clients."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import numpy as np
+import orjson
 import pytest
 
 from blocks.gemini import GeminiEmbedder
@@ -33,7 +34,7 @@ KEY = "loopback-key/with+signs"
 DIMENSIONS = 1536
 
 
-@pytest.fixture(params=["genai", "generativeai"])
+@pytest.fixture(params=["rest", "genai", "generativeai"])
 def client(request: pytest.FixtureRequest) -> str:
     if request.param == "generativeai":
         with warnings.catch_warnings():
@@ -142,6 +143,35 @@ def test_a_used_embedder_can_be_copied_and_pickled(client: str) -> None:
         embedder.embed_query("a")
         for other in (copy.deepcopy(embedder), pickle.loads(pickle.dumps(embedder))):
             assert np.array_equal(other.embed_query("a"), embedder.embed_query("a"))
+
+
+def test_compressed_and_indented_answers_are_read(client: str) -> None:
+    with LoopbackGemini(api_key=KEY, lifelike=True) as server:
+        rows = make_embedder(server, client).embed_documents(["one", "two"])
+    assert np.allclose(rows, expected(["one", "two"]), atol=1e-6)
+
+
+def test_our_own_calls_ask_for_a_compressed_answer_without_indentation() -> None:
+    with LoopbackGemini(api_key=KEY, lifelike=True) as server:
+        embedder = make_embedder(server, "rest")
+        embedder.embed_query("one")
+        (request,) = server.requests
+        vector = raw_vector("one", model="gemini-embedding-001", dimensions=DIMENSIONS)
+    assert request.path == "/v1beta/models/gemini-embedding-001:batchEmbedContents?prettyPrint=false"
+    assert "gzip" in request.user_agent
+    assert request.answer_bytes < len(orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)) / 2
+
+
+def test_requests_go_through_the_proxy_of_the_environment(client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with LoopbackGemini(api_key=KEY) as server:
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, server.url)
+        embedder = make_embedder(server, client, base_url="http://gemini.example")
+        rows = embedder.embed_documents(["one"])
+    assert np.allclose(rows, expected(["one"]), atol=1e-6)
+    assert server.requests[0].path.startswith("http://gemini.example/v1beta/models/")
 
 
 def test_it_keeps_the_promise_of_an_embedder_and_states_its_limits() -> None:
@@ -388,6 +418,7 @@ def test_a_quota_a_day_is_enforced(client: str) -> None:
             embedder.embed_query("text")
 
 
+@pytest.mark.parametrize("client", ["genai", "generativeai"], indirect=True)
 def test_a_client_that_is_not_installed_is_named(client: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, f"google.{client}", None)
     monkeypatch.delattr(f"google.{client}", raising=False)

@@ -4,11 +4,12 @@ It speaks what both Python clients send: ``POST /v1beta/models/{model}:batchEmbe
 ``:embedContent``, camelCase JSON, the key in ``x-goog-api-key``, task types as names or as numbers. Its
 vectors are a function of text, model and dimensions and are not of length 1, as the real service's at 1536.
 It enforces quotas where it is given some; else a 429 comes from the fault plan. Token limits of a request are not
-enforced.
+enforced. Batch jobs are served by ``tests.loopback.gemini_batches``.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import random
 import socket
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +27,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+
+from tests.loopback.gemini_batches import BatchPlan, BatchService, DroppedError, Reply
 
 #: Every kind of fault, by the name that a plan uses.
 FAULTS = (
@@ -67,6 +70,7 @@ class Request:
     task_types: tuple[str | None, ...]
     dimensions: tuple[int | None, ...]
     body_bytes: int
+    answer_bytes: int
     fault: str | None
     status: int
     user_agent: str
@@ -140,6 +144,7 @@ class _Answer:
     status: int
     body: bytes
     content_type: str = "application/json; charset=UTF-8"
+    is_gzip: bool = False
 
 
 def raw_vector(text: str, *, model: str, dimensions: int) -> NDArray[np.float32]:
@@ -157,7 +162,8 @@ class LoopbackGemini:
     ``fault_kinds``, decided by ``seed`` and its index. ``refused_texts`` are answered 400, as is every batch
     that holds one. ``retry_delay_seconds`` is what a 429 asks for; ``latency_seconds`` passes before every
     good answer, ``slow_seconds`` before one with the fault "slow". ``quota`` is enforced on what the fault plan
-    lets through.
+    lets through. ``lifelike`` answers are written as the real service writes them: indented unless the request
+    says ``prettyPrint=false``, and compressed for clients that accept it; that costs this server far more CPU.
     """
 
     def __init__(
@@ -174,6 +180,8 @@ class LoopbackGemini:
         latency_seconds: float = 0.0,
         slow_seconds: float = 1.0,
         quota: EnforcedQuota | None = None,
+        lifelike: bool = False,
+        batch_plan: BatchPlan | None = None,
     ) -> None:
         named = [fault for fault in faults if fault] if not callable(faults) else []
         unknown = {*named, *fault_kinds} - set(FAULTS)
@@ -190,12 +198,22 @@ class LoopbackGemini:
         self.latency_seconds = latency_seconds
         self.slow_seconds = slow_seconds
         self.quota = quota
+        self.lifelike = lifelike
 
         self.requests: list[Request] = []
         #: How often each text was embedded, and so paid for: a text sent twice counts twice.
         self.embedded: Counter[str] = Counter()
         #: Task types of the texts embedded; None where none was sent.
         self.task_types: Counter[str | None] = Counter()
+        #: Batch jobs; the texts of those that succeed count as embedded as well.
+        self.batches = BatchService(
+            batch_plan or BatchPlan(),
+            models=models,
+            vector=lambda text, model, dimensions: raw_vector(text, model=model, dimensions=dimensions),
+            refuses=self._is_refused,
+            on_embedded=self._count_batch,
+            error=lambda *words: _error(*words).body,
+        )
 
         self._lock = threading.Lock()
         self._arrived = 0
@@ -254,6 +272,10 @@ class LoopbackGemini:
         with self._lock:
             return [len(request.texts) for request in self.requests]
 
+    def _count_batch(self, texts: list[str]) -> None:
+        with self._lock:
+            self.embedded.update(texts)
+
     # -- answers -------------------------------------------------------------------------------------------
 
     def _fault(self, index: int) -> str | None:
@@ -271,6 +293,15 @@ class LoopbackGemini:
         if callable(self.refused_texts):
             return self.refused_texts(text)
         return text in self.refused_texts or _without_prefix(text) in self.refused_texts
+
+    def _answer_batches(self, method: str, path: str, headers: Any, body: bytes) -> Reply:
+        """Return the answer to a request of batch jobs or files; raise ``DroppedError`` to drop the connection."""
+        # An upload's URL, once given, is its own permission.
+        key = headers.get("x-goog-api-key")
+        if key != self.api_key and "upload_id=" not in path:
+            refusal = _wrong_key(key)
+            return Reply(status=refusal.status, body=refusal.body)
+        return self.batches.answer(method, path, headers, body)
 
     def _answer(self, path: str, headers: Any, body: bytes) -> _Answer | None:
         """Return the answer to a request, or None to drop the connection; record it either way."""
@@ -297,6 +328,8 @@ class LoopbackGemini:
             fault = self._fault(index)
             single = verb == "embedContent"
             answer = self._answer_texts(wanted, texts, model=model, fault=fault, single=single)
+            if self.lifelike and answer is not None and answer.status == 200 and fault in (None, "slow"):
+                answer = _as_google_writes(answer, headers, parse_qs(parts.query))
 
         with self._lock:
             self.requests.append(
@@ -308,6 +341,7 @@ class LoopbackGemini:
                     task_types=tuple(_task_type_of(one) for one in wanted),
                     dimensions=tuple(one.get("outputDimensionality") for one in wanted),
                     body_bytes=len(body),
+                    answer_bytes=0 if answer is None else len(answer.body),
                     fault=fault,
                     status=0 if answer is None else answer.status,
                     user_agent=str(headers.get("user-agent")),
@@ -425,8 +459,17 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent: tests read the records instead."""
 
+    def do_GET(self) -> None:
+        self._do_batches(b"")
+
+    def do_DELETE(self) -> None:
+        self._do_batches(b"")
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if BatchService.is_for(self.path):
+            self._do_batches(body)
+            return
         answer = self.gemini._answer(self.path, self.headers, body)
         if answer is None:
             self.close_connection = True
@@ -435,9 +478,29 @@ class _Handler(BaseHTTPRequestHandler):
         head = (
             f"HTTP/1.1 {answer.status} {self.responses[answer.status][0]}\r\n"
             f"Content-Type: {answer.content_type}\r\n"
+            f"Content-Encoding: {'gzip' if answer.is_gzip else 'identity'}\r\n"
             f"Content-Length: {len(answer.body)}\r\n\r\n"
         )
         self.wfile.write(head.encode() + answer.body)
+
+    def _do_batches(self, body: bytes) -> None:
+        try:
+            reply = self.gemini._answer_batches(self.command, self.path, self.headers, body)
+            head = f"HTTP/1.1 {reply.status} {self.responses[reply.status][0]}\r\n"
+            head += "".join(f"{name}: {value}\r\n" for name, value in reply.headers)
+            if reply.stream is None:
+                head += f"Content-Type: application/json; charset=UTF-8\r\nContent-Length: {len(reply.body)}\r\n\r\n"
+                self.wfile.write(head.encode() + reply.body)
+                return
+            self.close_connection = self.close_connection or reply.is_unframed
+            head += "Connection: close\r\n\r\n" if reply.is_unframed else "Transfer-Encoding: chunked\r\n\r\n"
+            self.wfile.write(head.encode())
+            for piece in reply.stream:
+                self.wfile.write(piece if reply.is_unframed else b"%x\r\n%s\r\n" % (len(piece), piece))
+            self.wfile.write(b"" if reply.is_unframed else b"0\r\n\r\n")
+        except DroppedError:
+            self.close_connection = True
+            _reset(self.connection)
 
 
 def _reset(connection: socket.socket) -> None:
@@ -447,6 +510,15 @@ def _reset(connection: socket.socket) -> None:
         connection.close()
     except OSError:
         return
+
+
+def _as_google_writes(answer: _Answer, headers: Any, query: dict[str, list[str]]) -> _Answer:
+    """Return the answer indented and compressed as the real service does it."""
+    body = answer.body
+    if query.get("prettyPrint", query.get("$prettyPrint")) != ["false"]:
+        body = orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2)
+    accepted = "gzip" in (headers.get("accept-encoding") or "")
+    return replace(answer, body=gzip.compress(body, compresslevel=6) if accepted else body, is_gzip=accepted)
 
 
 def _text_of(request: dict[str, Any]) -> str:
