@@ -28,6 +28,27 @@ _EXTENDED_JSON = JSONOptions(
 )
 
 
+#: The files that take longest, the longest first: begun last, one of them would run on alone.
+_FIRST = (
+    "end_to_end/worker/test_ends.py",
+    "end_to_end/worker/test_sharing.py",
+    "end_to_end/test_up.py",
+    "end_to_end/test_alerts.py",
+    "contracts/test_embedded.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that both processes have work until the end."""
+    folder = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(folder).as_posix()
+        return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")

@@ -1,0 +1,1 @@
+"""Tests with a worker of their own."""
