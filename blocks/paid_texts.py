@@ -103,8 +103,9 @@ class PaidTexts:
     shard, what others kept for it is taken over first, and without one, what others kept for any shard.
     """
 
-    _claims: ClassVar[dict[tuple[str, bytes], threading.Event]] = {}
-    _claims_lock: ClassVar[threading.Lock] = threading.Lock()
+    #: What callers of this process are at work on: folder and hash. Told to those who wait whenever some are given up.
+    _claims: ClassVar[set[tuple[str, bytes]]] = set()
+    _claims_lock: ClassVar[threading.Condition] = threading.Condition()
 
     def __init__(self, folder: Path, *, replies: KeptReplies | None = None, shard: int | None = None) -> None:
         self._folder = folder
@@ -183,30 +184,30 @@ class PaidTexts:
         """
         mine: list[bytes] = []
         others: list[bytes] = []
+        folder = str(self._folder)
         with self._claims_lock:
             for key in hashes:
-                if (str(self._folder), key) in self._claims:
+                claim = (folder, key)
+                if claim in self._claims:
                     others.append(key)
                 else:
-                    self._claims[str(self._folder), key] = threading.Event()
+                    self._claims.add(claim)
                     mine.append(key)
         return mine, others
 
     def release(self, hashes: Sequence[bytes]) -> None:
         """Give up claims; whoever waits looks again. Safe for hashes that are not claimed."""
+        folder = str(self._folder)
         with self._claims_lock:
-            for key in hashes:
-                event = self._claims.pop((str(self._folder), key), None)
-                if event is not None:
-                    event.set()
+            self._claims.difference_update((folder, key) for key in hashes)
+            self._claims_lock.notify_all()
 
     def wait(self, hashes: Sequence[bytes]) -> None:
         """Return when no other caller is at work on these texts any more."""
-        for key in hashes:
-            with self._claims_lock:
-                event = self._claims.get((str(self._folder), key))
-            if event is not None:
-                event.wait()
+        folder = str(self._folder)
+        wanted = {(folder, key) for key in hashes}
+        with self._claims_lock:
+            self._claims_lock.wait_for(lambda: self._claims.isdisjoint(wanted))
 
     def _take_over(self, replies: KeptReplies, shard: int | None) -> None:
         names = replies.names(shard)

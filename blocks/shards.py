@@ -37,6 +37,27 @@ _FORGOTTEN_AFTER_S = 8 * 86_400
 _RUN_KEY = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}")
 
 
+class TableSink:
+    """A table that is being written; ``file`` is its reference once it is there."""
+
+    def __init__(self, writer: pa.RecordBatchFileWriter, folder: Path) -> None:
+        self._writer, self._folder = writer, folder
+        self.rows = 0
+        self.written: ShardFile | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Write some rows, with the schema that the table was opened with."""
+        with _folder_errors(self._folder):
+            self._writer.write_table(table)
+        self.rows += table.num_rows
+
+    @property
+    def file(self) -> ShardFile:
+        """Return the reference of the whole table."""
+        assert self.written is not None, "the table is not written yet"
+        return self.written
+
+
 class ShardStore(Block):
     """The files that one stage hands to the next, where every worker of a run finds them.
 
@@ -73,24 +94,51 @@ class ShardStore(Block):
 
     def write_table(self, run_key: str, name: str, table: pa.Table) -> ShardFile:
         """Write a table under a name, whole or not at all, and return its reference. A second call replaces it."""
+        with self.open_table(run_key, name, table.schema) as sink:
+            sink.write(table)
+        return sink.file
+
+    @contextmanager
+    def open_table(self, run_key: str, name: str, schema: pa.Schema) -> Iterator[TableSink]:
+        """Write a table under a name piece by piece: what is written is there when the block ends, or not at all."""
         path = self.run_folder(run_key) / f"{name}.arrow"
         partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-            size, checksum = _measure(partial)
-            os.replace(partial, path)
-        except OSError as error:
+            with _folder_errors(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = pa.OSFile(str(partial), "wb")
+            with file:
+                with _folder_errors(path.parent):
+                    writer = pa.ipc.new_file(file, schema)
+                sink = TableSink(writer, path.parent)
+                yield sink
+                with _folder_errors(path.parent):
+                    writer.close()
+                    file.close()
+            with _folder_errors(path.parent):
+                size, checksum = _measure(partial)
+                os.replace(partial, path)
+        finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            raise folder_error(error, path.parent) from error
         if self._objects is not None:
             self._objects.put(f"{run_key}/{name}.arrow", path)
-        return ShardFile(f"{run_key}/{name}", table.num_rows, size, checksum)
+        sink.written = ShardFile(f"{run_key}/{name}", sink.rows, size, checksum)
 
     def read_table(self, file: ShardFile) -> pa.Table:
         """Return the table of a reference. Raises ``ShardDamagedError`` if the file is not the one that was written."""
+        with pa.memory_map(str(self._find(file))) as source:
+            return pa.ipc.open_file(source).read_all()
+
+    def read_batches(self, file: ShardFile) -> Iterator[pa.RecordBatch]:
+        """Yield the pieces in which a table was written, in order; memory holds one. Errors as in ``read_table``."""
+        with pa.OSFile(str(self._find(file)), "rb") as source:
+            reader = pa.ipc.open_file(source)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+
+    def _find(self, file: ShardFile) -> Path:
+        """Return where a file lies on this machine, proved to be the one that was written."""
         run_key, _, name = file.name.partition("/")
         path = self.run_folder(run_key) / f"{name}.arrow"
         try:
@@ -105,8 +153,7 @@ class ShardStore(Block):
             raise ShardDamagedError(
                 f"the shard file {file.name} holds {found[0]:,} bytes that are not the {file.size_bytes:,} written"
             )
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
+        return path
 
     def _fetch(self, objects: ObjectStore, file: ShardFile, path: Path) -> tuple[int, int] | None:
         """Bring a file that another process wrote to this machine and return its size and checksum, or None."""
@@ -234,6 +281,15 @@ class ShardStore(Block):
             yield texts
         finally:
             texts.close()
+
+
+@contextmanager
+def _folder_errors(folder: Path) -> Iterator[None]:
+    """Say in our words what a failure of this machine's disk means."""
+    try:
+        yield
+    except OSError as error:
+        raise folder_error(error, folder) from error
 
 
 def _measure(path: Path) -> tuple[int, int]:

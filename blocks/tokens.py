@@ -37,6 +37,37 @@ def forget_texts(tokenizer: Tokenizer) -> None:
     tokenizer.model._resize_cache(0)
 
 
+#: Counts of words seen lately: of the words of a transaction's text most come again and again.
+_MAX_WORDS, _MAX_WORD_CHARS = 50_000, 40
+_words: dict[str, int] = {}
+
+
 def count_tokens(texts: list[str]) -> list[int]:
-    """Return a ceiling of each text's tokens: never below Gemini's own count, some 5 % above it on these texts."""
-    return [len(encoding.ids) for encoding in _tokenizer().encode_batch_fast(texts)]
+    """Return a ceiling of each text's tokens: never below Gemini's own count, some 5 % above it on these texts.
+
+    Counted word by word: no token of this vocabulary reaches over a space, so the words' tokens are the text's.
+    """
+    split = [_split(text) for text in texts]
+    known = _known_words()
+    counts = {word: known.get(word, -1) for own in split for word in own}
+    unknown = [word for word, count in counts.items() if count < 0]
+    if unknown:
+        # One of each encoding's tokens marks the beginning of a text.
+        found = [len(encoding.ids) - 1 for encoding in _tokenizer().encode_batch_fast(unknown)]
+        counts.update(zip(unknown, found, strict=True))
+        known.update((word, counts[word]) for word in unknown if len(word) <= _MAX_WORD_CHARS)
+    return [1 + sum(map(counts.__getitem__, own)) for own in split]
+
+
+def _split(text: str) -> list[str]:
+    """Return the words of a text, or the text itself where spaces run together or a sign has a meaning of its own."""
+    if "  " in text or text[:1] == " " or text[-1:] == " " or "<" in text or "\u2581" in text:
+        return [text]
+    return text.split(" ")
+
+
+def _known_words() -> dict[str, int]:
+    global _words
+    if len(_words) > _MAX_WORDS:
+        _words = {}  # another thread keeps the one that it has
+    return _words

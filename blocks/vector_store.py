@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal
 
-from bson import ObjectId
+from bson import MinKey, ObjectId
 from bson.raw_bson import RawBSONDocument
 from pydantic import Field
 from pymongo import ReplaceOne, ReturnDocument, UpdateOne
 from pymongo import errors as mongo
 from pymongo.collection import Collection as MongoCollection
+from pymongo.cursor import Cursor
 from pymongo.operations import IndexModel, SearchIndexModel
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -23,6 +24,7 @@ from tasks.domain import collections as schema
 from tasks.domain.batches import batched
 from tasks.domain.collections import Collection, Index
 from tasks.domain.dead_letters import DeadLetter, record_key
+from tasks.domain.digests import StoredRecord
 from tasks.domain.errors import ShardDamagedError, TerminalError
 from tasks.domain.manifests import Manifest, ShardOutcome
 from tasks.domain.quotas import Allowance, Spending, quota_day
@@ -37,15 +39,20 @@ _DURABLE = WriteConcern(w="majority", j=True)
 #: What servers without search nodes answer to search index commands.
 _NO_SEARCH_CODES = frozenset({59, 115, 31082, 40324})
 _NAMESPACE_EXISTS = 48
+#: What a server answers to a hint at an index that is not there, or not yet.
+_BAD_VALUE = 2
+#: The record that stands in ``ragstore`` while a first load goes on without the indexes that nothing needs yet.
+_INDEXES_TO_COME = "indexes-to-come"
 #: A run that spent nothing for so long will not go on: its count goes.
 _RUN_FORGOTTEN_AFTER = timedelta(days=90)
 
 
 @dataclass(slots=True)
 class Drift:
-    """What ``initialise`` made, and what differs from the design and was left as it is."""
+    """What ``initialise`` made, what it left for the end of a load, and what differs from the design and stays."""
 
     created: list[str] = field(default_factory=list)
+    deferred: list[str] = field(default_factory=list)
     differs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -69,17 +76,41 @@ class VectorStore(MongoDatabase):
 
     # -- collections and indexes ------------------------------------------------------------------------------
 
-    def initialise(self, dimensions: int) -> Drift:
-        """Make what is missing and report what differs. Never drops or changes what is there; safe to repeat."""
+    def initialise(self, dimensions: int, *, loading: bool = False) -> Drift:
+        """Make what is missing and report what differs. Never drops or changes what is there; safe to repeat.
+
+        With ``loading`` an empty store, or one whose first load goes on, gets only the indexes that a load needs:
+        making the others afterwards costs half as much. Call it again without, when the load is done.
+        """
         drift = Drift()
         with mongo_errors("making collections and indexes", self.setting):
-            existing = {row["name"]: row for row in self.open_database().list_collections()}
+            database = self.open_database()
+            existing = {row["name"]: row for row in database.list_collections()}
+            vectors, store = database[schema.VECTORS], database.get_collection(schema.STORE, write_concern=_DURABLE)
+            later: frozenset[str] = frozenset()
+            if loading and (
+                vectors.find_one({}, {"_id": 1}) is None or store.find_one({"_id": _INDEXES_TO_COME}) is not None
+            ):
+                later = frozenset(index.name for index in schema.VECTOR_DOCUMENTS.indexes if not index.early)
+                later -= {row["name"] for row in vectors.list_indexes()}
+            if later:
+                store.replace_one({"_id": _INDEXES_TO_COME}, {"since": datetime.now(UTC)}, upsert=True)
+                drift.deferred.extend(sorted(later))
             for collection in schema.COLLECTIONS:
-                self._initialise_collection(collection, existing.get(collection.name), drift)
+                self._initialise_collection(collection, existing.get(collection.name), drift, later=later)
             self._initialise_search(dimensions, drift)
+            if not later:
+                store.delete_one({"_id": _INDEXES_TO_COME})
         return drift
 
-    def _initialise_collection(self, collection: Collection, found: Mapping[str, Any] | None, drift: Drift) -> None:
+    def _initialise_collection(
+        self,
+        collection: Collection,
+        found: Mapping[str, Any] | None,
+        drift: Drift,
+        *,
+        later: frozenset[str] = frozenset(),
+    ) -> None:
         database = self.open_database()
         validator = {"$jsonSchema": collection.schema}
         if found is None:
@@ -103,7 +134,8 @@ class VectorStore(MongoDatabase):
         for index in collection.indexes:
             same_keys = [row for row in indexes.values() if _index_keys(row) == _wanted_keys(index)]
             if not same_keys and index.name not in indexes:
-                missing.append(index)
+                if collection.name != schema.VECTORS or index.name not in later:
+                    missing.append(index)
                 continue
             row = same_keys[0] if same_keys else indexes[index.name]
             difference = _index_difference(index, row)
@@ -175,7 +207,10 @@ class VectorStore(MongoDatabase):
             return self.open_database()[schema.VECTORS].find_one({}, {"_id": 1}) is None
 
     def find_stored(self, document_ids: Sequence[str], *, with_runs: bool = False) -> dict[str, Stored]:
-        """Return what is stored under these ids, from the covering index alone; runs and versions are not in it."""
+        """Return what is stored under these ids, from the covering index alone; runs and versions are not in it.
+
+        While a first load goes on that index is not there: the documents are read.
+        """
         projection = {
             "_id": 0,
             "documentId": 1,
@@ -190,8 +225,8 @@ class VectorStore(MongoDatabase):
         with mongo_errors("comparing with the store", self.setting):
             vectors = self.open_database()[schema.VECTORS]
             for some in batched(document_ids, _BATCH):
-                rows = vectors.find({"documentId": {"$in": some}}, projection).hint(schema.LOOKUP_INDEX)
-                for row in rows:
+                rows = vectors.find({"documentId": {"$in": some}}, projection)
+                for row in _read_by(rows.clone().hint(schema.LOOKUP_INDEX), rows):
                     lineage = row.get("lineage") or {}
                     found[row["documentId"]] = Stored(
                         source_id=row["sourceId"],
@@ -203,16 +238,45 @@ class VectorStore(MongoDatabase):
                     )
         return found
 
+    def find_stored_records(
+        self, source_type: str, *, within: ShardRange | Sequence[ObjectId]
+    ) -> dict[ObjectId, StoredRecord]:
+        """Return the records in a range, or of these ids, whose rows are all there and agree on what made them.
+
+        From a covering index alone. The digest holds the source type: an id of another source matches nothing.
+        """
+        fields = {"_id": 0, "sourceId": 1, "sourceDigest": 1, "lineage.chunks": 1}
+        rows: dict[ObjectId, list[tuple[bytes | None, int]]] = {}
+        with mongo_errors("comparing with the store", self.setting):
+            vectors = self.open_database()[schema.VECTORS]
+            if isinstance(within, ShardRange):
+                cursors = [_bounded(vectors.find({}, fields), schema.DIGEST_KEYS, within)]
+            else:
+                cursors = [vectors.find({"sourceId": {"$in": some}}, fields) for some in batched(within, _BATCH)]
+            try:
+                for cursor in cursors:
+                    for row in cursor.hint(schema.DIGEST_INDEX).batch_size(20_000):
+                        made = (row.get("sourceDigest"), (row.get("lineage") or {}).get("chunks") or 1)
+                        rows.setdefault(row["sourceId"], []).append(made)
+            except mongo.OperationFailure as error:
+                if error.code != _BAD_VALUE:
+                    raise
+                return {}  # a store that has no such index yet: every record is looked at
+        return {
+            record_id: StoredRecord(own[0][0], own[0][1])
+            for record_id, own in rows.items()
+            if own[0][0] is not None and len(own) == own[0][1] and (len(own) == 1 or len(set(own)) == 1)
+        }
+
     def read_source_ids(self, shard: ShardRange) -> Iterator[ObjectId]:
         """Yield the record id of each vector document in a range, one per document, in order; from an index alone."""
         with mongo_errors("reading the store's record ids", self.setting):
             vectors = self.open_database()[schema.VECTORS]
-            cursor = vectors.find({}, {"_id": 0, "sourceId": 1}).hint([("sourceId", 1)])
-            if shard.lower is not None:
-                cursor = cursor.min([("sourceId", shard.lower)])
-            if shard.upper is not None:
-                cursor = cursor.max([("sourceId", shard.upper)])
-            for row in cursor.batch_size(20_000):
+            found = vectors.find({}, {"_id": 0, "sourceId": 1}).batch_size(20_000)
+            # One of the two is always there: the second in a store of an older version.
+            first = _bounded(found.clone(), schema.DIGEST_KEYS, shard).hint(schema.DIGEST_INDEX)
+            second = _bounded(found, ("sourceId",), shard).hint([("sourceId", 1)])
+            for row in _read_by(first, second):
                 yield row["sourceId"]
 
     def count_records_by_contract(self, source_type: str) -> dict[str, int]:
@@ -356,6 +420,20 @@ class VectorStore(MongoDatabase):
                     raise ShardDamagedError(
                         f"{len(some) - result.matched_count} vector documents were changed by another run meanwhile"
                     )
+
+    def note_digests(self, made: Mapping[str, tuple[bytes, bytes]]) -> None:
+        """Put down what stored rows were made from, by document id: row hash and source digest. Safe to repeat.
+
+        A row that another writer changed meanwhile is left alone.
+        """
+        with mongo_errors("writing what vector documents were made from", self.setting):
+            vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
+            for some in batched(made.items(), _BATCH):
+                notes = [
+                    UpdateOne({"documentId": key, "rowHash": _hash(row_hash)}, {"$set": {"sourceDigest": digest}})
+                    for key, (row_hash, digest) in some
+                ]
+                vectors.bulk_write(notes, ordered=False)
 
     def remove_documents(self, document_ids: Sequence[str]) -> int:
         """Delete vector documents by id; return how many there were."""
@@ -657,13 +735,13 @@ class VectorStore(MongoDatabase):
             criteria = {"runKey": run_key, "shard": {"$nin": list(known)}, **({"$or": wanted} if wanted else {})}
             return {row["shard"]: Manifest.from_record(row) for row in box.find(criteria, {"recordIds": 0})}
 
-    def load_stored_ids(self, run_key: str, shard: int) -> set[ObjectId]:
-        """Return the records of a finished shard that have vectors, as its checkpoint says."""
+    def load_stored_ids(self, run_key: str, shard: int) -> set[bytes]:
+        """Return the records of a finished shard that have vectors, as its checkpoint says: 12 bytes of id each."""
         with mongo_errors("reading a checkpoint", self.setting):
             box = self.open_database().get_collection(schema.CHECKPOINTS, read_concern=ReadConcern("majority"))
             row = box.find_one({"runKey": run_key, "shard": shard}, {"recordIds": 1})
         ids = row["recordIds"] if row else b""
-        return {ObjectId(ids[at : at + 12]) for at in range(0, len(ids), 12)}
+        return {ids[at : at + 12] for at in range(0, len(ids), 12)}
 
     def drop_checkpoints(self, run_key: str) -> None:
         """Delete a run's checkpoints, after it is complete."""
@@ -849,3 +927,27 @@ def _spending_of(row: Record, run_key: str) -> Spending:
         spent_until=row.get("spentUntil"),
         spent_reason=row.get("spentReason", ""),
     )
+
+
+def _bounded(cursor: Cursor[Record], keys: Sequence[str], shard: ShardRange) -> Cursor[Record]:
+    """Return the cursor bounded to a range of the first of an index's keys. MongoDB wants a hint at the index too."""
+    first, *others = keys
+    rest: list[Any] = [(name, MinKey()) for name in others]
+    if shard.lower is not None:
+        cursor = cursor.min([(first, shard.lower), *rest])
+    if shard.upper is not None:
+        cursor = cursor.max([(first, shard.upper), *rest])
+    return cursor
+
+
+def _read_by(first: Cursor[Record], second: Cursor[Record]) -> Iterator[Record]:
+    """Yield the rows of the first cursor or, where the index that it hints at is not there, of the second."""
+    begun = False
+    try:
+        for row in first:
+            begun = True
+            yield row
+    except mongo.OperationFailure as error:
+        if begun or error.code != _BAD_VALUE:
+            raise
+        yield from second

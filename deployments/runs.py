@@ -20,6 +20,7 @@ from deployments.console import (
     services,
     wrong,
 )
+from tasks.domain.shards import DEFAULT_SHARD_ROWS
 
 if TYPE_CHECKING:
     from flows.progress import Progress
@@ -48,6 +49,9 @@ InFlightOption = Annotated[int, typer.Option(min=1, max=8, help="Shards at work 
 ChildRunsOption = Annotated[
     int, typer.Option(min=0, max=16, help="Child runs at once on the pool's workers; 0: this process does it all.")
 ]
+BatchOption = Annotated[
+    bool, typer.Option("--batch", help="Embed through Gemini's batch jobs: half the price, up to 24 hours.")
+]
 BudgetOption = Annotated[
     float | None, typer.Option(min=0.000001, help="Dollars for embeddings; at that the run stops, and can go on.")
 ]
@@ -70,9 +74,10 @@ def migrate(
     team: TeamOption = None,
     contract: ContractOption = None,
     limit: LimitOption = None,
-    shard_rows: ShardRowsOption = 5_000,
+    shard_rows: ShardRowsOption = DEFAULT_SHARD_ROWS,
     shards_in_flight: InFlightOption = 2,
     child_runs: ChildRunsOption = 0,
+    batch: BatchOption = False,
     budget_usd: BudgetOption = None,
     retries: RetriesOption = 3,
     dry_run: DryRunOption = False,
@@ -99,6 +104,7 @@ def migrate(
             "shard_rows": shard_rows,
             "shards_in_flight": shards_in_flight,
             "child_runs": child_runs,
+            "batch": batch,
             "budget_usd": budget_usd,
             "retries": retries,
             "dry_run": dry_run,
@@ -124,9 +130,10 @@ def backfill(
         int | None, typer.Option(min=1, help="Only records whose stored text this version of the describer made.")
     ] = None,
     stored_model: Annotated[str | None, typer.Option(help="Only records with stored vectors of this model.")] = None,
-    shard_rows: ShardRowsOption = 5_000,
+    shard_rows: ShardRowsOption = DEFAULT_SHARD_ROWS,
     shards_in_flight: InFlightOption = 2,
     child_runs: ChildRunsOption = 0,
+    batch: BatchOption = False,
     budget_usd: BudgetOption = None,
     retries: RetriesOption = 3,
     dry_run: DryRunOption = False,
@@ -147,6 +154,7 @@ def backfill(
             "shard_rows": shard_rows,
             "shards_in_flight": shards_in_flight,
             "child_runs": child_runs,
+            "batch": batch,
             "budget_usd": budget_usd,
             "retries": retries,
             "dry_run": dry_run,
@@ -205,7 +213,7 @@ def reconcile(
     remove_orphans: Annotated[
         bool, typer.Option("--remove-orphans", help="Remove vectors of deleted records, however many.")
     ] = False,
-    shard_rows: ShardRowsOption = 5_000,
+    shard_rows: ShardRowsOption = DEFAULT_SHARD_ROWS,
     budget_usd: BudgetOption = None,
     retries: RetriesOption = 3,
     as_json: JsonOption = False,
@@ -336,6 +344,7 @@ def print_report(report: dict[str, Any]) -> None:
         ("removed", f"{report['removed']:,}"),
         ("chunks", f"{report['chunks']:,}"),
         ("tokens to embed" if dry else "tokens embedded", f"{report['tokens']:,}"),
+        *([("of these in batch jobs", f"{report['batch_tokens']:,}")] if report.get("batch_tokens") else []),
         ("Gemini would have cost" if offline else "cost", f"${report['cost_usd']:.4f}"),
         ("seconds", f"{report['seconds']:,.1f}"),
         ("rows/s", f"{report['rows_per_second']:,.0f}"),

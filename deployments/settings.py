@@ -86,11 +86,13 @@ class Settings(BaseSettings):
     )
     cryptique_gemini_texts_per_minute: int = Field(
         default=3_000,
-        ge=1,
-        description="Your project's quota of texts (not calls) a minute; tier 1 has 3,000.",
+        ge=0,
+        description="Your project's quota of texts (not calls) a minute; tier 1 has 3,000. 0: no limit of ours.",
     )
     cryptique_gemini_tokens_per_minute: int = Field(
-        default=1_000_000, ge=1, description="Your project's quota of tokens a minute; tier 1 has 1,000,000."
+        default=1_000_000,
+        ge=0,
+        description="Your project's quota of tokens a minute; tier 1 has 1,000,000. 0: no limit of ours.",
     )
     cryptique_gemini_texts_per_day: int | None = Field(
         default=None,

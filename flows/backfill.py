@@ -12,12 +12,15 @@ from prefect.states import Completed
 from pydantic import Field
 
 from blocks.memory import limit_heaps
+from flows.batches import DEFAULT_POLL_S, require_batches
 from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import was_begun
-from flows.load import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, LoadOptions, load, make_scope, prepare, rehearse
+from flows.load import DEFAULT_SHARDS_IN_FLIGHT, LoadOptions, load, make_scope, prepare, rehearse
 from flows.parameters import (
     ALL_SOURCES,
+    Batch,
+    BatchPollSeconds,
     Budget,
     ChildRuns,
     ContractIds,
@@ -39,6 +42,7 @@ from flows.stages import task_runner
 from tasks.domain.documents import DESCRIBER_VERSION
 from tasks.domain.errors import InputError
 from tasks.domain.runs import Run, Scope
+from tasks.domain.shards import DEFAULT_SHARD_ROWS
 from tasks.policy import DEFAULT_RETRIES
 
 Rebuild = Literal["changed", "everything"]
@@ -75,6 +79,8 @@ def backfill(
     shard_rows: ShardRows = DEFAULT_SHARD_ROWS,
     shards_in_flight: ShardsInFlight = DEFAULT_SHARDS_IN_FLIGHT,
     child_runs: ChildRuns = 0,
+    batch: Batch = False,
+    batch_poll_seconds: BatchPollSeconds = DEFAULT_POLL_S,
     budget_usd: Budget = None,
     dry_run: DryRun = False,
     retries: Retries = DEFAULT_RETRIES,
@@ -95,7 +101,16 @@ def backfill(
         child_runs=child_runs,
         budget_usd=budget_usd,
         rebuild=rebuild == "everything",
+        batch=batch,
+        batch_poll_s=batch_poll_seconds,
     )
+    if batch:
+        require_batches(parts, child_runs=child_runs)
+        if stored_describer is not None or stored_model is not None:
+            raise InputError(
+                "batch works on ranges of the source, not on records chosen by what is stored of them: leave out "
+                "batch, or stored_describer and stored_model"
+            )
     scope = make_scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit)
     work = work_fingerprint(scope, parts, shard_rows=0, rebuild=options.rebuild)
     work += f"-{stored_describer}-{stored_model}"

@@ -23,6 +23,7 @@ from tasks.domain.owners import Owners
 from tasks.domain.quotas import Gate
 from tasks.domain.runs import Run
 from tasks.domain.vectors import EmbedderFacts
+from tasks.embed import Slots
 
 SOURCE, VECTORS, SHARDS, GEMINI, LOCAL = "source", "vectors", "shards", "gemini", "local"
 ALERTS = "alerts"
@@ -90,6 +91,7 @@ class Parts:
     facts: EmbedderFacts
     size: ChunkSize
     retries: int
+    slots: Slots
     gate: Gate | None = None
     stopping: Stopping = field(default_factory=Stopping)
 
@@ -102,7 +104,8 @@ def load_parts(*, retries: int) -> Parts:
     vectors.check()
     facts = embedder.facts
     size = ChunkSize(whole_tokens=min(ChunkSize().whole_tokens, facts.max_tokens_per_text))
-    return Parts(source, vectors, embedder, load_shards(), source.load_owners(), facts, size, retries)
+    slots = Slots(embedder.concurrency)
+    return Parts(source, vectors, embedder, load_shards(), source.load_owners(), facts, size, retries, slots)
 
 
 #: Of the day's quota this share is left to ingestion by all that can wait.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,21 +14,24 @@ from prefect.futures import PrefectFuture
 
 from blocks.mongo import MongoSource
 from blocks.vector_store import VectorStore
+from flows.batches import DEFAULT_POLL_S, drop_batches, finish_in_batches, settle_batches, with_batch_tokens
 from flows.blocks import Parts, PipelineEmbedder
 from flows.jobs import STOP_WITHIN_S, Job, at_work, forget, job_origin, new_run, take_up
 from flows.partition import find_child_ids, finish_in_children, require_no_children, work_fingerprint
-from flows.pauses import pause_for_a_person, pause_until_the_quota_is_back
+from flows.pauses import pause_for_a_person, pause_until_jobs_may_be_over, pause_until_the_quota_is_back
 from flows.progress import Progress
 from flows.report import Announcer, LoadReport, by_reason, make_report, publish
-from flows.stages import StageTimes, StageWork, whole
+from flows.stages import StageTimes, StageWork, extract_arguments, whole
+from tasks.batch import FEWEST_TEXTS
 from tasks.chunk import DescribedChunk, chunk_shard
 from tasks.domain.dead_letters import DeadLetter
-from tasks.domain.errors import BudgetSpentError, InputError, QuotaSpentError, TerminalError
+from tasks.domain.digests import count_unchanged
+from tasks.domain.errors import BatchesUnderWayError, BudgetSpentError, InputError, QuotaSpentError, TerminalError
 from tasks.domain.manifests import Counts, Manifest, Owner
 from tasks.domain.owners import Owners
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run, Scope
-from tasks.domain.shards import Shard, ShardRange
+from tasks.domain.shards import DEFAULT_SHARD_ROWS, Shard, ShardRange
 from tasks.domain.tables import from_table
 from tasks.domain.windows import Window
 from tasks.extract import COLLECTION, extract_shard, in_window, source_criteria
@@ -35,8 +39,6 @@ from tasks.policy import STAGE
 from tasks.reconcile import Reconciliation, reconcile_run
 from tasks.validate import validate_shard
 
-#: A row of the source, described, chunked and embedded, is some 10 kB: 5,000 rows are 50 MB and six task runs.
-DEFAULT_SHARD_ROWS = 5_000
 #: Two shards keep both the embedder and the database busy; memory holds no more than these.
 DEFAULT_SHARDS_IN_FLIGHT = 2
 _SHOWN_DIFFERENCES = 5
@@ -46,7 +48,10 @@ Kind = Literal["migrate", "backfill"]
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a scope is loaded. ``child_runs`` of 0 means in this process; ``budget_usd`` of None means no budget."""
+    """How a scope is loaded. ``child_runs`` of 0 means in this process; ``budget_usd`` of None means no budget.
+
+    ``batch`` is no part of the work: what was begun with it may be finished without, and the other way round.
+    """
 
     shard_rows: int = DEFAULT_SHARD_ROWS
     shards_in_flight: int = DEFAULT_SHARDS_IN_FLIGHT
@@ -56,6 +61,8 @@ class LoadOptions:
     replace_model: bool = False
     remove_orphans: bool = False
     rebuild: bool = False
+    batch: bool = False
+    batch_poll_s: float = DEFAULT_POLL_S
 
 
 def make_scope(
@@ -85,13 +92,14 @@ def make_scope(
 def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> LoadReport:
     """Load the scope and return what was done.
 
-    Pauses while the day's quota is spent, and where the run's budget is (``flows/pauses.py``). Raises
-    ``WorkTakenError`` while another run is at the same work.
+    Pauses while the day's quota is spent or its batch jobs run, and where the run's budget is spent
+    (``flows/pauses.py``). Raises ``WorkTakenError`` while another run is at the same work.
     """
     work = work_fingerprint(scope, parts, shard_rows=options.shard_rows, rebuild=options.rebuild)
-    resume = options.resume
+    resume, prepared = options.resume, False
     while True:
-        prepare(parts, replace_model=options.replace_model)
+        if not prepared:
+            prepare(parts, replace_model=options.replace_model, loading=True)
         run = new_run(scope, parts, bulk=True, rebuild=options.rebuild)
         origin = job_origin(
             kind,
@@ -109,12 +117,17 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
             with at_work(job, parts, bulk=True) as gated_parts:
                 report, times = _carry_out(job, gated_parts, options, began)
         except QuotaSpentError as error:
-            pause_until_the_quota_is_back(error)
+            prepared = isinstance(error, BatchesUnderWayError)
+            if isinstance(error, BatchesUnderWayError):
+                pause_until_jobs_may_be_over(error)
+            else:
+                pause_until_the_quota_is_back(error)
             # A day may have passed in this process: whose records they are is read again.
             parts = replace(parts, owners=parts.source.load_owners())
         except BudgetSpentError as error:
             pause_for_a_person(error)
         else:
+            drop_batches(job, parts)
             forget(job.run, parts)
             publish(kind, report, job.run, job.manifest, parts, times)
             if report.refused:
@@ -123,8 +136,10 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
         resume = True
 
 
-def prepare(parts: Parts, *, replace_model: bool) -> None:
+def prepare(parts: Parts, *, replace_model: bool, loading: bool = False) -> None:
     """Prove that the embedder answers and make what the store lacks, before anything is read or claimed.
+
+    With ``loading`` an empty store gets the indexes that nothing needs yet when the load is done.
 
     Pauses while the day's quota is spent (``flows/pauses.py``).
     """
@@ -134,7 +149,7 @@ def prepare(parts: Parts, *, replace_model: bool) -> None:
             break
         except QuotaSpentError as error:
             pause_until_the_quota_is_back(error)
-    _initialise.with_options(retries=parts.retries)(parts.vectors, parts.facts.dimensions)
+    _initialise.with_options(retries=parts.retries)(parts.vectors, parts.facts.dimensions, loading=loading)
     parts.vectors.require_model(parts.facts, replace=replace_model, write=True)
 
 
@@ -145,14 +160,25 @@ def _check_embedder(embedder: PipelineEmbedder) -> None:
 
 
 @task(name="initialise", task_run_name="initialise", **STAGE)
-def _initialise(vectors: VectorStore, dimensions: int) -> None:
+def _initialise(vectors: VectorStore, dimensions: int, *, loading: bool) -> None:
     """Make what the store lacks; what differs is logged, and ``initialise`` reports it in full."""
     logger = get_run_logger()
-    drift = vectors.initialise(dimensions)
+    drift = vectors.initialise(dimensions, loading=loading)
     if drift.created:
         logger.info("made %d collections and indexes", len(drift.created))
+    if drift.deferred:
+        logger.info("a first load: %d indexes of vectordocuments are made when it is done", len(drift.deferred))
     for line in drift.differs:
         logger.warning("drift: %s", line)
+
+
+@task(name="index", task_run_name="index", **STAGE)
+def _make_indexes(vectors: VectorStore, dimensions: int) -> None:
+    """Make the indexes that were left for the end of a first load, if any were."""
+    began = time.monotonic()
+    drift = vectors.initialise(dimensions)
+    if drift.created:
+        get_run_logger().info("made %d indexes in %.1f s", len(drift.created), time.monotonic() - began)
 
 
 @task(name="plan", task_run_name="plan", **STAGE)
@@ -179,8 +205,8 @@ def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> tu
         finished = vectors.load_checkpoints(run.key, owners=run.owners)
         resumed_shards = len(finished)
         counts = {number: done.total for number, done in finished.items()}
-        for done in finished.values():
-            manifest.merge(done)
+        for number, done in finished.items():
+            manifest.merge(with_batch_tokens(job, number, done))
         if finished:
             logger.info("%d of %d shards were finished before", len(finished), len(shards))
         progress = Progress(job.total, done=manifest.total.read, resumed=manifest.total.read)
@@ -189,12 +215,13 @@ def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> tu
         for number, done, checkpoint in _finish(job, shards, set(finished), parts, options, work):
             if checkpoint is not None:
                 checkpoints.append(checkpoint)
-            manifest.merge(done)
+            manifest.merge(with_batch_tokens(job, number, done))
             counts[number] = done.total
             progress.done, progress.dead_lettered = manifest.total.read, manifest.total.dead_lettered
             announcer.tell()
             job.save("processing", left_s=progress.seconds_left)
         manifest.require_closed("the run")
+        _make_indexes.with_options(retries=parts.retries)(parts.vectors, parts.facts.dimensions, wait_for=checkpoints)
         result = _reconcile(run, shards, counts, manifest, parts, options.remove_orphans, after=checkpoints)
         if result.differences:
             # Its checkpoints promise what the store doesn't hold: a run that took them up would fail for ever.
@@ -208,7 +235,7 @@ def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> tu
             _hand_over(run, parts)
     except BaseException as error:
         for late in work.stop(within_s=0.0 if isinstance(error, Exception) else STOP_WITHIN_S):
-            manifest.merge(late.manifest)
+            manifest.merge(with_batch_tokens(job, late.work.number, late.manifest))
         raise
     announcer.finish()
     report = make_report(job.run, manifest, parts, began, resumed_shards=resumed_shards, result=result)
@@ -232,13 +259,20 @@ def _finish(
     job: Job, shards: list[ShardRange], finished: set[int], parts: Parts, options: LoadOptions, work: StageWork
 ) -> Iterator[tuple[int, Manifest, PrefectFuture[Manifest] | None]]:
     """Yield each shard's number and manifest when it is finished, here or by a child run."""
+    unfinished = [shard for shard in shards if shard.number not in finished]
+    if not options.child_runs:
+        require_no_children(job.run.key, parts.vectors)
+    if options.batch:
+        for done in finish_in_batches(job, unfinished, parts, work, poll_s=options.batch_poll_s):
+            yield done.work.number, done.manifest, done.checkpoint
+        return
+    settle_batches(job, parts, unfinished, poll_s=options.batch_poll_s)
     if options.child_runs:
         for number, manifest in finish_in_children(job, shards, finished, parts, at_once=options.child_runs):
             yield number, manifest, None
         job.run = replace(job.run, earlier_ids=(*job.run.earlier_ids, *find_child_ids(job, parts.vectors)))
         return
-    require_no_children(job.run.key, parts.vectors)
-    for done in work.finish(shard for shard in shards if shard.number not in finished):
+    for done in work.finish(unfinished):
         yield done.work.number, done.manifest, done.checkpoint
 
 
@@ -287,12 +321,12 @@ def _reconcile(
 def rehearse(scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> LoadReport:
     """Return what a load would do: read, describe and compare, but embed and write nothing."""
     run = new_run(scope, parts, bulk=True, rebuild=options.rebuild)
-    rehearsal = Rehearsal()
+    rehearsal = Rehearsal(batch=options.batch)
     try:
         shards = plan_shards(parts.source, whole(parts.owners), scope, options.shard_rows)
         progress = Progress(sum(shard.planned for shard in shards))
         for planned in shards:
-            shard = extract_shard(run, planned, parts.source, whole(parts.owners), parts.store)
+            shard = extract_shard(whole(run), planned, *extract_arguments(parts))
             rehearsal.add(run, shard, parts)
             progress.done = rehearsal.manifest.total.read
             progress.dead_lettered = rehearsal.manifest.total.dead_lettered
@@ -317,15 +351,19 @@ def describe(run: Run, extracted: Shard, parts: Parts) -> tuple[list[DescribedCh
 class Rehearsal:
     """What the stages would do with the pieces of work that were added."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, batch: bool = False) -> None:
         self.manifest = Manifest()
+        self._batch = batch
         self._seen: set[bytes] = set()  # some 50 bytes per distinct text: only a dry run holds them all
 
     def add(self, run: Run, extracted: Shard, parts: Parts) -> None:
         """Describe and compare one extracted shard, and count what would be done."""
+        if extracted.unchanged is not None:
+            self.manifest.add_unchanged(count_unchanged(parts.store.read_table(extracted.unchanged)))
         chunks, letters = describe(run, extracted, parts)
         changed: dict[str, bool] = {}
         owners: dict[str, Owner] = {}
+        embedded, tokens = self.manifest.embedded, self.manifest.tokens
         for row in chunks:
             verdict = Verdict(row.verdict)
             owners[row.record_id] = Owner(row.team_id, row.contract_id)
@@ -334,6 +372,8 @@ class Rehearsal:
                 self._seen.add(row.content_hash)
                 self.manifest.embedded += 1
                 self.manifest.tokens += row.tokens
+        if self._batch and self.manifest.embedded - embedded >= FEWEST_TEXTS:
+            self.manifest.batch_tokens += self.manifest.tokens - tokens
         for record_id, owner in owners.items():
             self.manifest.add(owner, read=1, written=changed[record_id], unchanged=not changed[record_id])
         self.manifest.add(Owner(None, None), chunks=len(chunks))

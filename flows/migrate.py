@@ -12,11 +12,14 @@ from prefect.states import Completed
 from pydantic import Field
 
 from blocks.memory import limit_heaps
+from flows.batches import DEFAULT_POLL_S, require_batches
 from flows.blocks import load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
-from flows.load import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, LoadOptions, load, make_scope, rehearse
+from flows.load import DEFAULT_SHARDS_IN_FLIGHT, LoadOptions, load, make_scope, rehearse
 from flows.parameters import (
     ALL_SOURCES,
+    Batch,
+    BatchPollSeconds,
     Budget,
     ChildRuns,
     ContractIds,
@@ -33,6 +36,7 @@ from flows.parameters import (
 )
 from flows.report import message_of
 from flows.stages import task_runner
+from tasks.domain.shards import DEFAULT_SHARD_ROWS
 from tasks.policy import DEFAULT_RETRIES
 
 
@@ -54,6 +58,8 @@ def migrate(
     shard_rows: ShardRows = DEFAULT_SHARD_ROWS,
     shards_in_flight: ShardsInFlight = DEFAULT_SHARDS_IN_FLIGHT,
     child_runs: ChildRuns = 0,
+    batch: Batch = False,
+    batch_poll_seconds: BatchPollSeconds = DEFAULT_POLL_S,
     budget_usd: Budget = None,
     dry_run: DryRun = False,
     resume: Annotated[bool, Field(description="Take up an unfinished run of the same work where it stopped.")] = True,
@@ -70,7 +76,7 @@ def migrate(
     Run it for the first load and whenever the store may lag behind. A rerun embeds and writes only what changed; a
     run that was cut off goes on at its first unfinished shard. Ends as completed when every record is written,
     unchanged or a dead letter with its reason; fails, with what to do, when source and store differ. Pauses by itself
-    while the day's quota is spent. The result has the fields of ``LoadReport``.
+    while the day's quota is spent, and with ``batch`` while its jobs run. The result has the fields of ``LoadReport``.
     """
     began = time.monotonic()
     limit_heaps()
@@ -83,7 +89,11 @@ def migrate(
         resume=resume,
         replace_model=replace_model,
         remove_orphans=remove_orphans,
+        batch=batch,
+        batch_poll_s=batch_poll_seconds,
     )
+    if batch:
+        require_batches(parts, child_runs=child_runs)
     scope = make_scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit)
     parts.vectors.require_model(parts.facts, replace=replace_model, write=False)
     get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)

@@ -41,7 +41,7 @@ from tasks.extract import COLLECTION
 from tasks.policy import DEFAULT_RETRIES
 
 DEPLOYMENT = "partition/partition"
-#: Shards of one child run: at 5,000 records each some 40,000 records, so that its start, 3 s of CPU, hardly shows.
+#: Shards of one child run: at 10,000 records each some 80,000 records, so that its start, 3 s of CPU, hardly shows.
 #: It never changes within a run: two processes must cut the same work at the same places.
 PARTITION_SHARDS = 8
 #: A partition whose process died is taken up by another child this often.

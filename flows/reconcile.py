@@ -21,19 +21,19 @@ from blocks.vector_store import VectorStore
 from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import require_loaded
-from flows.load import DEFAULT_SHARD_ROWS, describe, plan_shards, prepare
+from flows.load import describe, plan_shards, prepare
 from flows.parameters import ALL_SOURCES, Budget, Retries, ShardRows, Sources
 from flows.progress import Progress
 from flows.records import Selection, load_records
 from flows.report import Announcer, never_stopping
-from flows.stages import task_runner, whole
+from flows.stages import extract_arguments, task_runner, whole
 from tasks.chunk import DescribedChunk
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.errors import TerminalError, WorkTakenError
 from tasks.domain.rows import Verdict, document_id
 from tasks.domain.runs import Run, Scope
-from tasks.domain.shards import ShardRange
+from tasks.domain.shards import DEFAULT_SHARD_ROWS, ShardRange
 from tasks.extract import COLLECTION, extract_shard
 from tasks.policy import DEFAULT_RETRIES, STAGE
 from tasks.reconcile import Reconciliation, settle_orphans
@@ -181,7 +181,7 @@ def _compare_all(run: Run, parts: Parts, shard_rows: int) -> Differences:
 
 def _compare(run: Run, planned: ShardRange, parts: Parts) -> Differences:
     """Return what differs in one range of the source."""
-    shard = extract_shard(whole(run), planned, parts.source, whole(parts.owners), parts.store)
+    shard = extract_shard(whole(run), planned, *extract_arguments(parts), look_at_all=True)
     chunks, letters = describe(run, shard, parts)
     found: Differences = compare_shard(planned, shard.read, whole(chunks), whole(letters), parts.source, parts.vectors)
     return found

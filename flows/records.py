@@ -17,7 +17,7 @@ from flows.load import Rehearsal
 from flows.pauses import pause_for_a_person, pause_until_the_quota_is_back
 from flows.progress import Progress
 from flows.report import Announcer, LoadReport, by_reason, make_report, publish
-from flows.stages import StageTimes, StageWork, whole
+from flows.stages import StageTimes, StageWork, extract_arguments, whole
 from tasks.domain.batches import batched
 from tasks.domain.changes import ChangeBatch
 from tasks.domain.errors import BudgetSpentError, QuotaSpentError, ShardDamagedError
@@ -173,7 +173,7 @@ def rehearse_records(
         chosen = _to_table(selection.ids)
         progress = Progress(chosen.num_rows)
         for batch in _read_batches(chosen):
-            shard = extract_changes(whole(run), whole(batch), parts.source, whole(parts.owners), parts.store)
+            shard = extract_changes(whole(run), whole(batch), *extract_arguments(parts))
             rehearsal.add(run, shard, parts)
             progress.done = rehearsal.manifest.total.read
             progress.tell()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -21,7 +21,7 @@ from tasks.domain.changes import ChangeBatch
 from tasks.domain.errors import ShardDamagedError, TerminalError
 from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run
-from tasks.domain.shards import ShardRange
+from tasks.domain.shards import Shard, ShardRange
 from tasks.embed import embed_shard
 from tasks.extract import extract_changes, extract_shard
 from tasks.upsert import upsert_shard
@@ -36,6 +36,8 @@ _MAX_REPAIRS = 4
 _LOOK_AGAIN_S = 0.1
 
 Work = ShardRange | ChangeBatch
+#: Asked about each piece of work once it is chunked, in the flow's own thread: whether it goes no further for now.
+Hold = Callable[[Run, PrefectFuture[Shard]], bool]
 Value = TypeVar("Value")
 
 
@@ -73,10 +75,17 @@ class Finished:
 
 @dataclass(slots=True)
 class _Chain:
+    """A piece of work under way; ``futures`` are those of its stages so far, by name, in order."""
+
     work: Work
+    run: Run
     attempt: int
     began: float
-    futures: list[PrefectFuture[Any]]
+    futures: dict[str, PrefectFuture[Any]]
+
+    @property
+    def last(self) -> PrefectFuture[Any]:
+        return next(reversed(self.futures.values()))
 
 
 class StageWork:
@@ -87,11 +96,12 @@ class StageWork:
         self._chains: dict[PrefectFuture[Any], _Chain] = {}
         self.times = StageTimes()
 
-    def finish(self, works: Iterable[Work]) -> Iterator[Finished]:
+    def finish(self, works: Iterable[Work], *, hold: Hold | None = None) -> Iterator[Finished]:
         """Yield each piece of work once it is finished, in the order in which they end.
 
         One whose files were lost, or whose rows another writer changed meanwhile, is read again. The first other
-        failure is raised when the others at work have ended: what they paid for is kept.
+        failure is raised when the others at work have ended: what they paid for is kept. What ``hold`` holds goes no
+        further and is not yielded.
         """
         waiting = iter(works)
         exhausted = False
@@ -107,6 +117,10 @@ class StageWork:
             last = next(as_completed(list(self._chains)))
             chain = self._chains.pop(last)
             error = _first_error(chain)
+            if error is None and "checkpoint" not in chain.futures:
+                error = self._go_on(chain, hold)
+                if error is None:
+                    continue
             if error is None:
                 yield self._finished(chain)
             elif isinstance(error, ShardDamagedError) and chain.attempt < _MAX_REPAIRS:
@@ -128,7 +142,7 @@ class StageWork:
         finished = []
         for last, chain in list(self._chains.items()):
             last.wait(timeout=max(0.0, deadline - time.monotonic()))
-            if last.state.is_completed():
+            if "checkpoint" in chain.futures and last.state.is_completed():
                 finished.append(self._finished(chain))
         self._chains.clear()
         return finished
@@ -138,18 +152,38 @@ class StageWork:
         run = self._run
         if attempt:
             run = replace(run, target_was_empty=False, may_have_written=True)
-        chain = _Chain(work, attempt, time.time(), _submit_stages(run, work, self._parts))
-        self._chains[chain.futures[-1]] = chain
+        chain = _Chain(work, run, attempt, time.time(), {"extract": _submit_extract(run, work, self._parts)})
+        self._chains[chain.last] = chain
+
+    def _go_on(self, chain: _Chain, hold: Hold | None) -> Exception | None:
+        """Submit the next stages of a piece of work, unless it is held; return what ``hold`` raised."""
+        done, parts = chain.last, self._parts
+        if "chunk" in chain.futures:
+            try:
+                if hold is not None and hold(chain.run, done):
+                    return None
+            except Exception as error:  # noqa: BLE001 - it counts as the failure of a stage
+                return error
+            chain.futures |= _submit_embed(chain.run, done, parts)
+        elif done.result().is_stored:
+            # Four tasks that do nothing would cost more than reading it did.
+            chain.futures |= _submit_upsert(chain.run, done, parts)
+        else:
+            chain.futures |= _submit_chunk(chain.run, done, parts)
+            if hold is None:
+                chain.futures |= _submit_embed(chain.run, chain.last, parts)
+        self._chains[chain.last] = chain
+        return None
 
     def _finished(self, chain: _Chain) -> Finished:
-        manifest: Manifest = chain.futures[-1].result()
+        manifest: Manifest = chain.last.result()
         before = chain.began
-        for stage, future in zip(STAGES, chain.futures, strict=True):
+        for stage, future in chain.futures.items():
             ended = future.state.timestamp.timestamp()
             seconds, before = max(0.0, ended - before), ended
             self.times.add(chain.work.number, stage, seconds)
             _tell_stage(chain.work, stage, seconds, manifest)
-        return Finished(chain.work, manifest, chain.futures[-1])
+        return Finished(chain.work, manifest, chain.last)
 
 
 def _tell_stage(work: Work, stage: str, seconds: float, manifest: Manifest) -> None:
@@ -176,41 +210,64 @@ def _from(future: PrefectFuture[Value]) -> Value:
     return cast(Value, future)
 
 
-def _submit_stages(run: Run, work: Work, parts: Parts) -> list[PrefectFuture[Any]]:
-    """Submit the stages of one piece of work, each waiting for the one before; return their futures."""
-    retries = parts.retries
-    store, vectors = parts.store, parts.vectors
+def extract_arguments(parts: Parts) -> tuple[Any, ...]:
+    """Return what extracting takes beside the run and the piece of work."""
+    return (
+        parts.source,
+        whole(parts.owners),
+        parts.store,
+        parts.vectors,
+        whole(parts.facts),
+        whole(parts.size),
+    )
+
+
+def _submit_extract(run: Run, work: Work, parts: Parts) -> PrefectFuture[Shard]:
+    """Submit the first stage of a piece of work."""
     if isinstance(work, ShardRange):
-        extracted = extract_shard.with_options(retries=retries).submit(
-            whole(run), work, parts.source, whole(parts.owners), store
-        )
-    else:
-        extracted = extract_changes.with_options(retries=retries).submit(
-            whole(run), whole(work), parts.source, whole(parts.owners), store
-        )
+        return extract_shard.with_options(retries=parts.retries).submit(whole(run), work, *extract_arguments(parts))
+    return extract_changes.with_options(retries=parts.retries).submit(
+        whole(run), whole(work), *extract_arguments(parts)
+    )
+
+
+def _submit_chunk(run: Run, extracted: PrefectFuture[Shard], parts: Parts) -> dict[str, PrefectFuture[Any]]:
+    """Submit the stages that describe an extracted shard, each waiting for the one before; return their futures."""
+    retries, store, vectors = parts.retries, parts.store, parts.vectors
     validated = validate_shard.with_options(retries=retries).submit(whole(run), _from(extracted), store)
     chunked = chunk_shard.with_options(retries=retries).submit(
         whole(run), _from(validated), store, parts.source, vectors, whole(parts.facts), whole(parts.size)
     )
-    embedded = embed_shard.with_options(retries=retries).submit(
+    return {"validate": validated, "chunk": chunked}
+
+
+def _submit_embed(run: Run, chunked: PrefectFuture[Shard], parts: Parts) -> dict[str, PrefectFuture[Any]]:
+    """Submit the stages that store a chunked shard."""
+    embedded = embed_shard.with_options(retries=parts.retries).submit(
         whole(run),
         _from(chunked),
-        store,
+        parts.store,
         parts.embedder,
-        parts.embedder.concurrency,
+        whole(parts.slots),
         gate=whole(parts.gate),
         stop=whole(parts.stopping),
     )
-    upserted = upsert_shard.with_options(retries=retries).submit(whole(run), _from(embedded), store, vectors)
+    return {"embed": embedded, **_submit_upsert(run, embedded, parts)}
+
+
+def _submit_upsert(run: Run, shard: PrefectFuture[Shard], parts: Parts) -> dict[str, PrefectFuture[Any]]:
+    """Submit the stages that write a shard and account for it."""
+    retries, store, vectors = parts.retries, parts.store, parts.vectors
+    upserted = upsert_shard.with_options(retries=retries).submit(whole(run), _from(shard), store, vectors)
     checkpointed = checkpoint_shard.with_options(retries=retries).submit(
-        whole(run), _from(embedded), _from(upserted), store, vectors
+        whole(run), _from(shard), _from(upserted), store, vectors
     )
-    return [extracted, validated, chunked, embedded, upserted, checkpointed]
+    return {"upsert": upserted, "checkpoint": checkpointed}
 
 
 def _first_error(chain: _Chain) -> BaseException | None:
     """Return what the first failed stage raised; the stages behind it only say that it did."""
-    for future in chain.futures:
+    for future in chain.futures.values():
         future.wait()
         if not future.state.is_completed():
             error = future.state.result(raise_on_failure=False)
@@ -219,5 +276,5 @@ def _first_error(chain: _Chain) -> BaseException | None:
 
 
 def _wait(chain: _Chain) -> None:
-    for future in chain.futures:
+    for future in chain.futures.values():
         future.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +16,8 @@ from bson import ObjectId
 from prefect import task
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
-from blocks.shards import PaidTexts, ShardStore
+from blocks.shards import PaidTexts, ShardStore, TableSink
+from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.errors import (
     NotSentError,
@@ -37,6 +38,30 @@ from tasks.policy import DEFAULT_RETRIES, STAGE
 #: A request that fails is tried again here, so that a shard doesn't start over for one of its fifty requests;
 #: when that is spent, the task's own retry takes what is still missing.
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
+_TEXTS_AT_ONCE = 500
+_VECTORS = pa.schema([("content_hash", pa.large_binary()), ("vector", pa.large_binary())])
+
+
+class Slots:
+    """How many requests one process has under way, whichever shards they are for; ``number`` of them.
+
+    A copy in another process has slots of its own.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._free = threading.BoundedSemaphore(number)
+
+    def __enter__(self) -> None:
+        """Wait for a slot and take it."""
+        self._free.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        """Give the slot back."""
+        self._free.release()
+
+    def __reduce__(self) -> tuple[type[Slots], tuple[int]]:
+        return (Slots, (self.number,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,59 +77,63 @@ def embed_shard(
     shard: Shard,
     store: ShardStore,
     embedder: Embedder,
-    concurrency: int,
+    slots: Slots,
     gate: Gate | None = None,
     stop: threading.Event | None = None,
 ) -> Shard:
     """Return the shard with its vectors' file; chunks whose text the embedder refuses become dead letters.
 
-    ``concurrency`` requests are under way at once, each let through by the ``gate``. Every reply is kept at once, so
-    a repeat asks only for what is missing. Raises ``TransientError`` when texts are left after the retries,
+    Requests share the ``slots`` of their process and are let through by the ``gate``. Every reply is kept at once, so a
+    repeat asks only for what is missing. Raises ``TransientError`` when texts are left after the retries,
     ``TerminalError``, ``QuotaSpentError`` and ``BudgetSpentError`` at once, ``StoppedError`` once ``stop`` is set.
     """
-    service = _Service(embedder, gate, stop or threading.Event())
+    service = _Service(embedder, slots, gate, stop or threading.Event())
     chunks = store.read_table(shard.rows)
-    texts = list(_texts_to_embed(chunks))
+    missing = list(_texts_to_embed(chunks))
     reasons: dict[bytes, RecordError] = {}
-    with store.paid_texts(run.key, shard=shard.number) as paid:
-        missing = texts
-        vectors: dict[bytes, Matrix] = {}
-        asked: set[bytes] = set()
+    name = f"{shard.number:06d}"
+    with (
+        store.paid_texts(run.key, shard=shard.number) as paid,
+        store.open_table(run.key, f"{name}.vectors", _VECTORS) as sink,
+    ):
+        # Vectors go to the file as they come: memory holds the requests that are under way, not the shard.
+        missing = _write_known(missing, paid, sink)
         while missing:
-            vectors.update(paid.find([text.hash for text in missing]))
-            missing = [text for text in missing if text.hash not in vectors and text.hash not in reasons]
             mine, others = paid.claim([text.hash for text in missing])
+            claimed = set(mine)
             try:
                 # Another shard may have kept some of them between the look and the claim.
-                known = paid.find(mine)
-                vectors.update(known)
-                claimed = set(mine) - known.keys()
-                todo = [text for text in missing if text.hash in claimed]
-                again = asked.intersection(claimed)
-                if again:
-                    raise TransientError(f"{len(again)} vectors that were just kept can't be read again")
-                asked |= claimed
-                reasons.update(_embed(todo, service, paid, shard.number, concurrency))
+                todo = _write_known([text for text in missing if text.hash in claimed], paid, sink)
+                reasons.update(_embed(todo, service, paid, sink, shard.number))
             finally:
                 paid.release(mine)
             paid.wait(others)
+            # What another shard had claimed and did not get is this one's to ask for.
+            missing = _write_known([text for text in missing if text.hash not in claimed], paid, sink)
         embedded, tokens = paid.paid_by(shard.number)
-    order = [text.hash for text in texts if text.hash in vectors]
-    table = pa.table(
-        {
-            "content_hash": pa.array(order, type=pa.large_binary()),
-            "vector": pa.array(
-                [np.ascontiguousarray(vectors[key], dtype="<f4").tobytes() for key in order],
-                type=pa.large_binary(),
-            ),
-        }
-    )
-    vector_file = store.write_table(run.key, f"{shard.number:06d}.vectors", table)
-    refused = store.write_table(
-        run.key, f"{shard.number:06d}.refused-embed", to_table(DeadLetter, list(_refused(chunks, reasons)))
-    )
-    moved = shard.moved_on(vector_file, refused)
+    refused = store.write_table(run.key, f"{name}.refused-embed", to_table(DeadLetter, list(_refused(chunks, reasons))))
+    moved = shard.moved_on(sink.file, refused)
     return replace(moved, chunks=shard.rows, embedded=embedded, tokens=tokens)
+
+
+def _write_known(texts: Sequence[_Text], paid: PaidTexts, sink: TableSink) -> list[_Text]:
+    """Write the vectors that were paid for already; return the texts that have none."""
+    missing: list[_Text] = []
+    for some in batched(texts, _TEXTS_AT_ONCE):
+        found = paid.find([text.hash for text in some])
+        if found:
+            sink.write(_vector_table(list(found), np.stack(list(found.values()))))
+        missing.extend(text for text in some if text.hash not in found)
+    return missing
+
+
+def _vector_table(hashes: Sequence[bytes], vectors: Matrix) -> pa.Table:
+    """Return hashes and vectors as columns; the vectors are not copied."""
+    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    offsets = np.arange(len(hashes) + 1, dtype=np.int64) * (rows.shape[1] * rows.itemsize)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(rows)]
+    columns = [pa.array(hashes, type=pa.large_binary()), pa.Array.from_buffers(pa.large_binary(), len(hashes), buffers)]
+    return pa.Table.from_arrays(columns, schema=_VECTORS)
 
 
 def _texts_to_embed(chunks: pa.Table) -> Iterator[_Text]:
@@ -125,6 +154,7 @@ class _Service:
     """The embedder behind its gate: every attempt is counted, and what was refused without cost is not."""
 
     embedder: Embedder
+    slots: Slots
     gate: Gate | None
     stop: threading.Event
 
@@ -147,8 +177,12 @@ class _Service:
             retry=retry_if_exception_type(TransientError),
             sleep=self._sleep,
             reraise=True,
-        )(self._attempt, batch)
+        )(self._in_turn, batch)
         return vectors
+
+    def _in_turn(self, batch: Sequence[_Text]) -> Matrix:
+        with self.slots:
+            return self._attempt(batch)
 
     def _attempt(self, batch: Sequence[_Text]) -> Matrix:
         if self.stop.is_set():
@@ -183,20 +217,29 @@ class _Service:
 
 
 def _embed(
-    texts: Sequence[_Text], service: _Service, paid: PaidTexts, shard: int, concurrency: int
+    texts: Sequence[_Text], service: _Service, paid: PaidTexts, sink: TableSink, shard: int
 ) -> dict[bytes, RecordError]:
-    """Embed and keep all texts; return those that the embedder refuses, with its reason."""
+    """Embed, keep and write all texts; return those that the embedder refuses, with its reason."""
     batches = service.batches(texts)
     reasons: dict[bytes, RecordError] = {}
     failures: list[TransientError] = []
-    with ThreadPoolExecutor(max_workers=max(1, concurrency), thread_name_prefix="embed") as pool:
-        futures = [pool.submit(_embed_batch, batch, service, paid, shard) for batch in batches]
+    with ThreadPoolExecutor(max_workers=service.slots.number, thread_name_prefix="embed") as pool:
+        futures = {pool.submit(_embed_batch, batch, service, paid, shard) for batch in batches}
         try:
-            for future in as_completed(futures):
-                try:
-                    reasons.update(future.result())
-                except TransientError as error:
-                    failures.append(error)
+            while futures:
+                # A future holds its vectors: those that are done are let go at once.
+                done, futures = wait(futures, return_when=FIRST_COMPLETED)
+                for future in done:
+                    try:
+                        answers = future.result()
+                    except TransientError as error:
+                        failures.append(error)
+                        continue
+                    for answer in answers:
+                        if isinstance(answer, pa.Table):
+                            sink.write(answer)
+                        else:
+                            reasons.update(answer)
         except BaseException:
             # What can't succeed must not be asked for forty more times.
             pool.shutdown(wait=True, cancel_futures=True)
@@ -209,17 +252,22 @@ def _embed(
     return reasons
 
 
-def _embed_batch(batch: Sequence[_Text], service: _Service, paid: PaidTexts, shard: int) -> dict[bytes, RecordError]:
+def _embed_batch(
+    batch: Sequence[_Text], service: _Service, paid: PaidTexts, shard: int
+) -> list[pa.Table | dict[bytes, RecordError]]:
     """Embed and keep one request's texts. If the service refuses it, halve it until the refused texts stand alone."""
     try:
         vectors = service.embed(batch)
     except RecordError as error:
         if len(batch) == 1:
-            return {batch[0].hash: error}
+            return [{batch[0].hash: error}]
         middle = len(batch) // 2
-        return _embed_batch(batch[:middle], service, paid, shard) | _embed_batch(batch[middle:], service, paid, shard)
-    paid.keep([text.hash for text in batch], vectors, tokens=[text.tokens for text in batch], shard=shard)
-    return {}
+        return [
+            answer for half in (batch[:middle], batch[middle:]) for answer in _embed_batch(half, service, paid, shard)
+        ]
+    hashes = [text.hash for text in batch]
+    paid.keep(hashes, vectors, tokens=[text.tokens for text in batch], shard=shard)
+    return [_vector_table(hashes, vectors)]
 
 
 def _wait_s(state: RetryCallState, *, gated: bool) -> float:

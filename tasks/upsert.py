@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import bson
 import numpy as np
 import pyarrow as pa
 from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
 from prefect import task
 
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter
+from tasks.domain.digests import count_unchanged
 from tasks.domain.errors import ShardDamagedError
 from tasks.domain.manifests import Manifest, Owner, ShardOutcome
 from tasks.domain.rows import RowChange, Verdict, changed_fields, document_id, new_row, row_id
 from tasks.domain.runs import Run
-from tasks.domain.shards import Shard
+from tasks.domain.shards import Shard, ShardFile
 from tasks.domain.tables import from_table
 from tasks.domain.vectors import Matrix
 from tasks.policy import STAGE
 
 _LOOKUP_RECORDS = 1_000
+#: A row with its vector is some 8 kB: messages of 4 MB cost a quarter less than twice as large ones, and a whole shard
+#: at once would be the peak of the run's memory.
+_ROWS_AT_ONCE = 500
+#: Reads the vectors of a shard's texts from the beginning, each time it is called.
+ReadVectors = Callable[[], Iterator[tuple[bytes, Matrix]]]
 #: What an earlier attempt at this work did to a row.
 _CREATED, _UPDATED = 1, 2
 
@@ -40,6 +49,7 @@ class _Row:
     stored_chunks: int
     content_hash: bytes
     row_hash: bytes
+    source_digest: bytes
     stored_row_hash: bytes
     body: bytes
     verdict: int
@@ -61,6 +71,14 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
     Writes vector documents only. Raises ``ShardDamagedError`` if a file or a row it counts on is gone: the
     shard's stages must then run again.
     """
+    left = store.read_table(shard.unchanged) if shard.unchanged else None
+    left_ids = b"" if left is None else b"".join(left.column("record_id").to_pylist())
+    if shard.is_stored:
+        manifest = Manifest()
+        if left is not None:
+            manifest.add_unchanged(count_unchanged(left))
+        _require_accounts(shard, manifest)
+        return ShardOutcome(manifest, left_ids, ())
     if shard.chunks is None:
         raise ShardDamagedError(f"shard {shard.number} was not embedded")
     letters = [letter for file in shard.refused for letter in from_table(DeadLetter, store.read_table(file))]
@@ -69,38 +87,55 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
     rows = [row for row in described if row.record_id not in refused]
     compared = {row.document_id: row.stored_row_hash for row in described}
     compared |= bson.decode(shard.leaving) if shard.leaving else {}
-    found = _read_vectors(store.read_table(shard.rows))
     now = datetime.now(UTC)
     manifest = Manifest(embedded=shard.embedded, tokens=shard.tokens)
 
     _remove_moved(rows, compared, run, vectors, manifest)
-    twins = _write(rows, found, run, vectors, now)
+    twins = _write(rows, partial(_read_vectors, store, shard.rows), run, vectors, now)
     if twins:
         letters.extend(twins.values())
         rows = [row for row in rows if row.record_id not in twins]
     _remove(rows, letters, compared, run, vectors, manifest)
     _remove_gone(shard, compared, run, vectors, manifest)
     _count(rows, letters, manifest)
+    if left is not None:
+        manifest.add_unchanged(count_unchanged(left))
+    _require_accounts(shard, manifest)
+    ids = bytes.fromhex("".join(dict.fromkeys(row.record_id for row in rows)))
+    return ShardOutcome(manifest, ids + left_ids, tuple(letters))
+
+
+def _require_accounts(shard: Shard, manifest: Manifest) -> None:
+    """Raise ``ShardDamagedError`` unless every record that the shard read is accounted for."""
     manifest.require_closed(f"shard {shard.number}")
     if manifest.total.read != shard.read:
         raise ShardDamagedError(
             f"shard {shard.number} read {shard.read} records but accounts for {manifest.total.read}"
         )
-    ids = dict.fromkeys(row.record_id for row in rows)
-    return ShardOutcome(manifest, bytes.fromhex("".join(ids)), tuple(letters))
 
 
 def _write(
-    rows: list[_Row], found: dict[bytes, Matrix], run: Run, vectors: VectorStore, now: datetime
+    rows: list[_Row], read_vectors: ReadVectors, run: Run, vectors: VectorStore, now: datetime
 ) -> dict[str, DeadLetter]:
-    """Write new and changed rows; return the dead letters of records whose place another record took meanwhile."""
+    """Write new and changed rows; return the dead letters of records whose place another record took meanwhile.
+
+    ``read_vectors`` is called for the new rows and, if there are any, again for the changed ones: a whole shard's
+    vectors would be the peak of the run's memory.
+    """
     form = vectors.vector_form
 
-    def vector_of(row: _Row) -> Matrix:
-        try:
-            return found[row.content_hash]
-        except KeyError:
-            raise ShardDamagedError(f"{row.document_id} has no vector in its shard file") from None
+    def made(row: _Row, vector: Matrix) -> RawBSONDocument:
+        return new_row(
+            row.body,
+            row_id=row_id(row.record_id, row.document_id, row.ordinal),
+            vector=vector,
+            form=form,
+            content_hash=row.content_hash,
+            row_hash=row.row_hash,
+            source_digest=row.source_digest,
+            run_id=run.id,
+            now=now,
+        )
 
     def changed(row: _Row, vector: Matrix | None) -> RowChange:
         fields = changed_fields(
@@ -109,35 +144,23 @@ def _write(
             form=form,
             content_hash=row.content_hash,
             row_hash=row.row_hash,
+            source_digest=row.source_digest,
             run_id=run.id,
             now=now,
         )
         return RowChange(fields, seen=row.stored_row_hash, becomes=row.row_hash)
 
     fresh = [row for row in rows if row.verdict == Verdict.NEW]
-    taken = vectors.insert_rows(
-        [
-            new_row(
-                row.body,
-                row_id=row_id(row.record_id, row.document_id, row.ordinal),
-                vector=vector_of(row),
-                form=form,
-                content_hash=row.content_hash,
-                row_hash=row.row_hash,
-                run_id=run.id,
-                now=now,
-            )
-            for row in fresh
-        ]
-    )
-    changes = {row.document_id: changed(row, vector_of(row)) for row in rows if row.verdict == Verdict.TEXT_CHANGED}
-    changes |= {row.document_id: changed(row, None) for row in rows if row.verdict == Verdict.ROW_CHANGED}
+    taken: list[_Row] = []
+    for some in batched(_with_vectors(fresh, read_vectors), _ROWS_AT_ONCE):
+        positions = vectors.insert_rows([made(row, vector) for row, vector in some])
+        taken.extend(some[position][0] for position in positions)
     letters: dict[str, DeadLetter] = {}
     late: list[_Row] = []
     if taken:
         # Somebody was quicker: this shard's own earlier attempt, which wrote this very row; another run, which may
         # have read a newer record; or another record of the same transaction, which keeps its place.
-        late = [fresh[position] for position in taken]
+        late = taken
         stored = vectors.find_stored([row.document_id for row in late])
         for row in late:
             holder = stored.get(row.document_id)
@@ -161,12 +184,15 @@ def _write(
         vectors.remove_documents(
             [row.document_id for row in fresh if row.record_id in letters and row.document_id not in late_ids]
         )
-        changes = {
-            row.document_id: changes[row.document_id]
-            for row in rows
-            if row.record_id not in letters and row.document_id in changes
-        }
-    vectors.update_rows(changes)
+    staying = [row for row in rows if row.record_id not in letters]
+    again = [row for row in staying if row.verdict == Verdict.TEXT_CHANGED]
+    for some in batched(_with_vectors(again, read_vectors), _ROWS_AT_ONCE):
+        vectors.update_rows({row.document_id: changed(row, vector) for row, vector in some})
+    vectors.update_rows({row.document_id: changed(row, None) for row in staying if row.verdict == Verdict.ROW_CHANGED})
+    # Their rows are right; what they were made from is put down, so that the next run need not look at them.
+    vectors.note_digests(
+        {row.document_id: (row.row_hash, row.source_digest) for row in staying if row.verdict == Verdict.UNCHANGED}
+    )
     return letters
 
 
@@ -277,6 +303,28 @@ def _read_rows(table: pa.Table) -> list[_Row]:
     return list(from_table(_Row, table))
 
 
-def _read_vectors(table: pa.Table) -> dict[bytes, Matrix]:
-    keys, vectors = table.column("content_hash").to_pylist(), table.column("vector").to_pylist()
-    return {key: np.frombuffer(vector, dtype="<f4") for key, vector in zip(keys, vectors, strict=True)}
+def _with_vectors(rows: Iterable[_Row], read_vectors: ReadVectors) -> Iterator[tuple[_Row, Matrix]]:
+    """Yield each row with its vector, in the order of the vectors' file; several rows may have the same.
+
+    Raises ``ShardDamagedError`` if the file lacks one.
+    """
+    waiting: dict[bytes, list[_Row]] = {}
+    for row in rows:
+        waiting.setdefault(row.content_hash, []).append(row)
+    if not waiting:
+        return
+    for key, vector in read_vectors():
+        for row in waiting.pop(key, ()):
+            yield row, vector
+    for lacking in waiting.values():
+        raise ShardDamagedError(f"{lacking[0].document_id} has no vector in its shard file")
+
+
+def _read_vectors(store: ShardStore, file: ShardFile) -> Iterator[tuple[bytes, Matrix]]:
+    """Yield the content hash and the vector of each text."""
+    for batch in store.read_batches(file):
+        vectors = batch.column("vector")
+        _, ends, content = vectors.buffers()
+        offsets = np.frombuffer(ends, dtype=np.int64)[vectors.offset : vectors.offset + len(vectors) + 1].tolist()
+        for key, start, end in zip(batch.column("content_hash").to_pylist(), offsets, offsets[1:], strict=False):
+            yield key, np.frombuffer(content, dtype="<f4", count=(end - start) // 4, offset=start)

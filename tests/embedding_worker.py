@@ -16,7 +16,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import google.genai  # noqa: F401 - the embedder imports it at its first call: its cost is not a request's
 import pyarrow as pa
 from prefect.settings import PREFECT_API_URL
 
@@ -29,7 +28,7 @@ from tasks.domain.quotas import Quota
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import Shard
-from tasks.embed import embed_shard
+from tasks.embed import Slots, embed_shard
 from tests.loopback.gemini import count_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +126,7 @@ def run(worker: Worker) -> Outcome:
     before = time.process_time()
     failure: PipelineError | None = None
     try:
-        embed_shard.fn(about, shard, store, embedder, worker.concurrency, gate=gate, stop=stop)
+        embed_shard.fn(about, shard, store, embedder, Slots(worker.concurrency), gate=gate, stop=stop)
     except PipelineError as error:
         failure = error
     cpu_seconds = time.process_time() - before

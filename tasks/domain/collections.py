@@ -15,6 +15,8 @@ INCIDENTS = "ragincidents"
 
 #: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
 LOOKUP_INDEX = "documentId_stored_as"
+#: Answers "what was this record made from, and is it whole?" in the source's own order.
+DIGEST_INDEX, DIGEST_KEYS = "sourceId_made_from", ("sourceId", "sourceDigest", "lineage.chunks")
 SOURCE_TYPES = (
     "analytics",
     "transaction",
@@ -56,11 +58,12 @@ def _document(required: list[str] | None = None, **properties: Any) -> dict[str,
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """``keys`` as pymongo takes them; ``options`` beyond the name."""
+    """``keys`` as pymongo takes them; ``options`` beyond the name. A first load needs the ``early`` ones."""
 
     name: str
     keys: tuple[tuple[str, int | str], ...]
     options: dict[str, Any] = field(default_factory=dict)
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +75,10 @@ class Collection:
     indexes: tuple[Index, ...]
 
 
-def _index(*keys: str, **options: Any) -> Index:
+def _index(*keys: str, early: bool = False, **options: Any) -> Index:
     """Return an index named as MongoDB would name it; ``-field`` means descending."""
     parsed = tuple((key.removeprefix("-"), -1 if key.startswith("-") else 1) for key in keys)
-    return Index("_".join(f"{name}_{order}" for name, order in parsed), parsed, options)
+    return Index("_".join(f"{name}_{order}" for name, order in parsed), parsed, options, early)
 
 
 VECTOR_DOCUMENTS = Collection(
@@ -124,7 +127,10 @@ VECTOR_DOCUMENTS = Collection(
         expiresAt=_OPTIONAL_DATE,
     ),
     (
-        _index("documentId", unique=True),
+        # Without it two writers would make doubles; what would be a double is found by it.
+        _index("documentId", unique=True, early=True),
+        # Rows come in the order of their records: this one grows at its end, and costs next to nothing.
+        Index(DIGEST_INDEX, tuple((key, 1) for key in DIGEST_KEYS), early=True),
         Index(
             LOOKUP_INDEX,
             (("documentId", 1), ("contentHash", 1), ("rowHash", 1), ("sourceId", 1), ("lineage.chunks", 1)),

@@ -65,11 +65,16 @@ class Document:
     metadata: dict[str, Any]
 
 
+def transaction_key(contract_id: str, tx_hash: str) -> str:
+    """Return what makes it this transaction and no other: a hash repeats legally under other contracts."""
+    return f"transaction:{contract_id}:{tx_hash}"
+
+
 def describe_transaction(transaction: Transaction) -> Document:
     """Return the document of a transaction. Pure: the same transaction gives the same document, to the byte."""
     action = _action(transaction)
     place = _place(transaction)
-    content = _content(transaction, action, place)
+    quantity = _quantity(transaction)
     when = _moment(transaction.block_time_ms)
     metadata: dict[str, Any] = {}
     if when is not None:
@@ -88,11 +93,11 @@ def describe_transaction(transaction: Transaction) -> Document:
     return Document(
         source_type="transaction",
         source_id=transaction.record_id,
-        key=f"transaction:{transaction.natural_key}",
+        key=transaction_key(transaction.contract_id, transaction.tx_hash),
         team_id=transaction.team_id,
         site_id=transaction.site_id,
-        content=content,
-        summary=_summary(transaction, action, place),
+        content=_content(transaction, action, place, quantity, when),
+        summary=_summary(transaction, action, place, quantity, when),
         metadata=metadata,
     )
 
@@ -149,13 +154,12 @@ def _quantity(transaction: Transaction) -> str:
     return f"{sign}{readable(Decimal(transaction.amount))} {unit[:MAX_NAME_CHARS]}"
 
 
-def _content(transaction: Transaction, action: Action, place: str) -> str:
+def _content(transaction: Transaction, action: Action, place: str, quantity: str, when: datetime | None) -> str:
     parts = [action.phrase]
     if action.category == "approval" and transaction.allowance == "unlimited":
         parts[0] = "Unlimited " + parts[0][0].lower() + parts[0][1:]
     elif action.category == "approval" and transaction.allowance == "revoked":
         parts[0] += ", revoked"
-    quantity = _quantity(transaction)
     if quantity:
         parts.append(f", {quantity}" if ":" in action.phrase else f": {quantity}")
     parts.append(f", {place}")
@@ -171,7 +175,6 @@ def _content(transaction: Transaction, action: Action, place: str) -> str:
     if token and not long_name and not (transaction.contract_name or "").startswith(token):
         symbol = transaction.token_symbol
         parts.append(f" Token {token}{f' ({symbol[:MAX_NAME_CHARS]})' if symbol and symbol != token else ''}.")
-    when = _moment(transaction.block_time_ms)
     if when is not None:
         parts.append(f" {when.day} {_MONTHS[when.month - 1]} {when.year}.")
     if transaction.staking_lock_days is not None:
@@ -190,13 +193,12 @@ def _content(transaction: Transaction, action: Action, place: str) -> str:
     return "".join(parts)
 
 
-def _summary(transaction: Transaction, action: Action, place: str) -> str:
-    when = _moment(transaction.block_time_ms)
+def _summary(transaction: Transaction, action: Action, place: str, quantity: str, when: datetime | None) -> str:
     parts = [
         action.phrase.partition(":")[0],
-        _quantity(transaction),
+        quantity,
         place,
-        when.strftime("%Y-%m-%d %H:%M UTC") if when else "",
+        f"{when.year}-{when.month:02}-{when.day:02} {when.hour:02}:{when.minute:02} UTC" if when else "",
         transaction.status or "",
     ]
     return " · ".join(part for part in parts if part)[:MAX_SUMMARY_CHARS]

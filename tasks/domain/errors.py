@@ -3,7 +3,8 @@
 ``RecordError``     one record is refused; the run goes on.      -> dead letters
 ``TransientError``  the same call may work in a moment.          -> task retry
 ``TerminalError``   nothing will work until somebody acts.       -> the run fails, the message says what to do
-``QuotaSpentError``, ``BudgetSpentError``, ``StoppedError``         -> the run pauses, and goes on where it was
+``QuotaSpentError``, ``BatchesUnderWayError``, ``BudgetSpentError``, ``StoppedError``
+                    the run pauses, and goes on where it was
 
 No message may hold a secret: what is raised here ends in logs, run states and Slack.
 """
@@ -11,6 +12,7 @@ No message may hold a secret: what is raised here ends in logs, run states and S
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 
 class PipelineError(Exception):
@@ -71,8 +73,34 @@ class QuotaSpentError(PipelineError):
         super().__init__(message)
         self.until = until
 
-    def __reduce__(self) -> tuple[type[QuotaSpentError], tuple[str, datetime]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (str(self), self.until))
+
+
+class BatchesUnderWayError(QuotaSpentError):
+    """Batch jobs of the run are not over, or none is taken now; the run looks again at ``until``.
+
+    Its message is the same each time, so that a job's record tells it once; ``words`` say what it waits for.
+    """
+
+    def __init__(self, until: datetime, *, jobs: int, texts: int, why: str = "") -> None:
+        super().__init__("batch jobs at Gemini are not over yet; the run looks again by itself", until)
+        self.jobs = jobs
+        self.texts = texts
+        self.why = why
+
+    @property
+    def words(self) -> str:
+        """Return what is under way, and why no more is."""
+        under_way = f"{self.jobs:,} batch jobs with {self.texts:,} texts are under way at Gemini."
+        return f"{under_way} No more for now: {self.why}" if self.why else under_way
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_under_way_again, (self.until, self.jobs, self.texts, self.why))
+
+
+def _under_way_again(until: datetime, jobs: int, texts: int, why: str) -> BatchesUnderWayError:
+    return BatchesUnderWayError(until, jobs=jobs, texts=texts, why=why)
 
 
 class BudgetSpentError(PipelineError):

@@ -93,6 +93,9 @@ def job_record(
     ]
     # Last, whatever was refused: what goes on with this work looks there for why it ended.
     if error is not None:
+        if status == "retrying":
+            # A run that waits looks again and again, and says so once.
+            errors = [entry for entry in errors if (entry["error"], entry["errorCode"]) != (error[:1_000], error_code)]
         errors.append(
             {
                 "timestamp": now,
@@ -102,7 +105,7 @@ def job_record(
                 "retryCount": taken_up,
             }
         )
-    cost = manifest.tokens * facts.usd_per_million_tokens / 1_000_000
+    cost = manifest.cost_usd(facts.usd_per_million_tokens)
     seconds = max(0.0, now.timestamp() - run.started_ms / 1000)
     done = status in ("completed", "failed", "cancelled")
     metadata = before.get("metadata") or {}

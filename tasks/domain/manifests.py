@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.errors import TerminalError
 
+#: What a token costs in a batch job, as a share of its price in an ordinary request: half, for every model of Gemini.
+BATCH_PRICE_SHARE = 0.5
+
 
 class Owner(NamedTuple):
     """Whom rows are counted for; both are None for records whose owner could not be told."""
@@ -47,13 +50,15 @@ class Counts:
 class Manifest:
     """The counts of a shard or of a run, by owner, and its dead letters by reason code.
 
-    ``embedded`` texts with ``tokens`` tokens in all were sent to the embedder and answered: what was paid for.
+    ``embedded`` texts with ``tokens`` tokens in all were sent to the embedder and answered: what was paid for. Of these
+    ``batch_tokens`` came from batch jobs.
     """
 
     by_owner: dict[Owner, Counts] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     embedded: int = 0
     tokens: int = 0
+    batch_tokens: int = 0
 
     def add(self, owner: Owner, **counts: int) -> None:
         """Add to one owner's counts."""
@@ -67,11 +72,22 @@ class Manifest:
             self.refused[code] = self.refused.get(code, 0) + number
         self.embedded += other.embedded
         self.tokens += other.tokens
+        self.batch_tokens += other.batch_tokens
+
+    def cost_usd(self, usd_per_million_tokens: float) -> float:
+        """Return what the tokens cost, where an ordinary request costs so much."""
+        full_price = self.tokens - (1 - BATCH_PRICE_SHARE) * self.batch_tokens
+        return full_price * usd_per_million_tokens / 1_000_000
 
     @property
     def total(self) -> Counts:
         """Return the sum over all owners."""
         return sum(self.by_owner.values(), Counts())
+
+    def add_unchanged(self, records: Mapping[tuple[str | None, str, int], int]) -> None:
+        """Count records that are stored as they are: how many of each team, contract and number of chunks."""
+        for (team_id, contract_id, chunks), number in records.items():
+            self.add(Owner(team_id, contract_id), read=number, unchanged=number, chunks=number * chunks)
 
     def require_closed(self, what: str) -> None:
         """Raise ``TerminalError`` naming each owner whose records do not add up."""
@@ -96,6 +112,7 @@ class Manifest:
             "refused": self.refused,
             "embedded": self.embedded,
             "tokens": self.tokens,
+            "batch_tokens": self.batch_tokens,
         }
 
     @classmethod
@@ -110,6 +127,7 @@ class Manifest:
             dict(record["refused"]),
             record["embedded"],
             record["tokens"],
+            record.get("batch_tokens", 0),
         )
 
 

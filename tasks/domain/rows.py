@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 import bson
 import numpy as np
 from bson import ObjectId
-from bson.binary import Binary
 from bson.raw_bson import RawBSONDocument
 
 from tasks.domain.chunks import CHUNKER_VERSION, Chunk
@@ -131,14 +130,14 @@ def new_row(
     form: VectorForm,
     content_hash: bytes,
     row_hash: bytes,
+    source_digest: bytes,
     run_id: str,
     now: datetime,
 ) -> RawBSONDocument:
     """Return a whole row to insert."""
     head = bson.encode({"_id": row_id})[4:-1]
-    tail = _tail(content_hash, row_hash, run_id, now)
-    times = bson.encode({"version": 1, "createdAt": now})[4:-1]
-    return _joined(head, body[4:-1], _embedding(vector, form), tail, times)
+    tail = _tail(content_hash, row_hash, source_digest, run_id, now, version=1, createdAt=now)
+    return _joined(head, body[4:-1], _embedding(vector, form), tail)
 
 
 def changed_fields(
@@ -148,12 +147,13 @@ def changed_fields(
     form: VectorForm,
     content_hash: bytes,
     row_hash: bytes,
+    source_digest: bytes,
     run_id: str,
     now: datetime,
 ) -> RawBSONDocument:
     """Return what ``$set`` takes to make a stored row this one; without a vector the stored one stays."""
     embedding = b"" if vector is None else _embedding(vector, form)
-    return _joined(body[4:-1], embedding, _tail(content_hash, row_hash, run_id, now))
+    return _joined(body[4:-1], embedding, _tail(content_hash, row_hash, source_digest, run_id, now))
 
 
 def read_vector(stored: object) -> Matrix:
@@ -165,17 +165,25 @@ def read_vector(stored: object) -> Matrix:
     raise TypeError(f"an embedding is stored as {type(stored).__name__}")
 
 
-def _tail(content_hash: bytes, row_hash: bytes, run_id: str, now: datetime) -> bytes:
+def _tail(content_hash: bytes, row_hash: bytes, source_digest: bytes, run_id: str, now: datetime, **more: Any) -> bytes:
     return bson.encode(
-        {"contentHash": Binary(content_hash), "rowHash": Binary(row_hash), "runId": run_id, "updatedAt": now}
+        {
+            "contentHash": content_hash,
+            "rowHash": row_hash,
+            "sourceDigest": source_digest,
+            "runId": run_id,
+            "updatedAt": now,
+            **more,
+        }
     )[4:-1]
 
 
 def _embedding(vector: Matrix, form: VectorForm) -> bytes:
     if form == "doubles":
         return bson.encode({"embedding": [float(value) for value in vector]})[4:-1]
-    payload = _FLOAT32_HEADER + np.ascontiguousarray(vector, dtype="<f4").tobytes()
-    return _BINARY + _EMBEDDING_NAME + struct.pack("<i", len(payload)) + _VECTOR_SUBTYPE + payload
+    numbers = np.ascontiguousarray(vector, dtype="<f4").data.cast("B")
+    size = struct.pack("<i", len(_FLOAT32_HEADER) + len(numbers))
+    return b"".join((_BINARY, _EMBEDDING_NAME, size, _VECTOR_SUBTYPE, _FLOAT32_HEADER, numbers))
 
 
 def _joined(*parts: bytes) -> RawBSONDocument:

@@ -16,7 +16,7 @@ from tasks.domain.vectors import EmbedderFacts
 from tasks.domain.windows import Window
 
 #: Raise it when a stage's files change their meaning: an unfinished run of the older code then starts over.
-SHARD_SCHEMA = 1
+SHARD_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,11 @@ class Run:
     rebuild: bool = False
     thorough: bool = False
     owners: str = ""
+
+    @property
+    def may_skip(self) -> bool:
+        """Return whether a record that is stored as it is now needs no look: nothing of it is asked for or unsure."""
+        return not (self.target_was_empty or self.may_have_written or self.rebuild or self.thorough)
 
     @property
     def ids(self) -> frozenset[str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+#: Six task runs a shard, each of which costs the Prefect server tens of milliseconds; the stages hold a part of it.
+DEFAULT_SHARD_ROWS = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class ShardRange:
@@ -36,7 +39,8 @@ class Shard:
     ``read`` is how many records the source gave for it. ``rows`` holds what is still on its way, ``refused`` the
     dead letters of each stage so far. ``chunks`` is set once ``rows`` are vectors. ``embedded`` and ``tokens`` are
     what this shard paid for, over all its attempts. ``gone`` are records that changed and are no longer in the
-    source, as BSON: their vectors are taken away.
+    source, as BSON: their vectors are taken away. ``unchanged`` holds the records that are stored as they are and go no
+    further.
     """
 
     number: int
@@ -48,6 +52,12 @@ class Shard:
     tokens: int = 0
     gone: bytes = b""
     leaving: bytes = b""
+    unchanged: ShardFile | None = None
+
+    @property
+    def is_stored(self) -> bool:
+        """Return whether nothing of it is left to do: every record that was read is stored as it is."""
+        return self.chunks is None and not (self.rows.rows or self.gone or any(file.rows for file in self.refused))
 
     def moved_on(self, rows: ShardFile, refused: ShardFile | None = None) -> Shard:
         """Return the shard after a stage that made ``rows`` and refused some."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar, get_type_hints
 
@@ -20,7 +21,9 @@ _ARROW = {
 }
 
 
-def _schema(row_type: type) -> pa.Schema:
+@cache
+def schema_of(row_type: type) -> pa.Schema:
+    """Return the columns of a dataclass whose fields are text, int, float, bool or bytes, or None."""
     hints = get_type_hints(row_type)
     columns = []
     for field in fields(row_type):
@@ -32,8 +35,8 @@ def _schema(row_type: type) -> pa.Schema:
 
 
 def to_table(row_type: type[Row], rows: Sequence[Row]) -> pa.Table:
-    """Return the rows as a table with a column per field. Fields are text, int, float, bool or bytes, or None."""
-    schema = _schema(row_type)
+    """Return the rows as a table with the columns of ``schema_of``."""
+    schema = schema_of(row_type)  # type: ignore[arg-type]  # a class is hashable
     if not rows:
         return schema.empty_table()
     columns = zip(*map(attrgetter(*schema.names), rows), strict=True)

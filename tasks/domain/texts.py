@@ -70,6 +70,7 @@ def clean_name(raw: object) -> str | None:
     return _clean_short(raw) if len(raw) <= 200 else (clean_text(raw) or None)
 
 
+@lru_cache(maxsize=65_536)
 def split_words(identifier: str) -> str:
     """Return the words of a method name in lower case: ``swapExactETHForTokens`` -> ``swap exact eth for tokens``."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_\W]+", " ", identifier)

@@ -15,6 +15,8 @@ Matrix = NDArray[np.float32]
 
 #: Vectors are compared by cosine; a stored vector's length may differ from 1 by rounding only.
 NORM_TOLERANCE = 1e-3
+#: Between these lengths single precision divides exactly enough; a real vector's is some ten powers away from both.
+_SHORTEST, _LONGEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def checked_vectors(vectors: Sequence[Sequence[float]] | Matrix, *, count: int, 
     """Return the reply as float32 rows of length 1, shape ``(count, dimensions)``.
 
     Raises ``TransientError`` if a vector is missing or too many, has another dimension, holds NaN, infinity or
-    what is no number, or is all zeros: such a reply is broken, and is asked for again. It is never stored.
+    what is no number, is all zeros or far too long: such a reply is broken, and is asked for again. It is never stored.
     """
     if len(vectors) != count:
         raise TransientError(f"the embedder answered {len(vectors)} vectors for {count} texts")
@@ -81,12 +83,13 @@ def checked_vectors(vectors: Sequence[Sequence[float]] | Matrix, *, count: int, 
             matrix = np.asarray(vectors, dtype=np.float32).reshape(count, dimensions)
     except (TypeError, ValueError, OverflowError):
         raise TransientError("the embedder answered a vector that holds something other than numbers") from None
-    norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
-    if not np.isfinite(norms).all():
+    # Summed in double precision: single precision would overflow, and round the length away.
+    norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
+    if not (norms < _LONGEST).all():  # nor is NaN
         raise TransientError("the embedder answered a vector that holds NaN or infinity")
-    if (norms == 0).any():
+    if (norms < _SHORTEST).any():
         raise TransientError("the embedder answered a vector of zeros")
-    unit: Matrix = (matrix / norms[:, None]).astype(np.float32)
+    unit: Matrix = matrix / norms[:, None].astype(np.float32)
     return unit
 
 
