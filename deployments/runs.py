@@ -20,7 +20,7 @@ from deployments.console import (
     services,
     wrong,
 )
-from tasks.domain.shards import DEFAULT_SHARD_ROWS
+from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 
 if TYPE_CHECKING:
     from flows.progress import Progress
@@ -75,7 +75,7 @@ def migrate(
     contract: ContractOption = None,
     limit: LimitOption = None,
     shard_rows: ShardRowsOption = DEFAULT_SHARD_ROWS,
-    shards_in_flight: InFlightOption = 2,
+    shards_in_flight: InFlightOption = DEFAULT_SHARDS_IN_FLIGHT,
     child_runs: ChildRunsOption = 0,
     batch: BatchOption = False,
     budget_usd: BudgetOption = None,
@@ -131,7 +131,7 @@ def backfill(
     ] = None,
     stored_model: Annotated[str | None, typer.Option(help="Only records with stored vectors of this model.")] = None,
     shard_rows: ShardRowsOption = DEFAULT_SHARD_ROWS,
-    shards_in_flight: InFlightOption = 2,
+    shards_in_flight: InFlightOption = DEFAULT_SHARDS_IN_FLIGHT,
     child_runs: ChildRunsOption = 0,
     batch: BatchOption = False,
     budget_usd: BudgetOption = None,

@@ -6,8 +6,11 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from heapq import heappop, heappush
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -45,20 +48,36 @@ _VECTORS = pa.schema([("content_hash", pa.large_binary()), ("vector", pa.large_b
 class Slots:
     """How many requests one process has under way, whichever shards they are for; ``number`` of them.
 
-    A copy in another process has slots of its own.
+    The shard that came first goes first: if all went at once they would end at once, and the embedder would wait while
+    they are written and the next ones read. A copy in another process has slots of its own.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self._free = threading.BoundedSemaphore(number)
+        self._free = number
+        self._places = count()
+        self._waiting: list[int] = []
+        self._changed = threading.Condition()
 
-    def __enter__(self) -> None:
-        """Wait for a slot and take it."""
-        self._free.acquire()
+    def join(self) -> int:
+        """Return the place in the line of who comes now."""
+        return next(self._places)
 
-    def __exit__(self, *error: object) -> None:
-        """Give the slot back."""
-        self._free.release()
+    @contextmanager
+    def taken(self, place: int) -> Iterator[None]:
+        """Hold a slot, once one is free and nobody waits who came before."""
+        with self._changed:
+            heappush(self._waiting, place)
+            self._changed.wait_for(lambda: self._free > 0 and self._waiting[0] == place)
+            heappop(self._waiting)
+            self._free -= 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
 
     def __reduce__(self) -> tuple[type[Slots], tuple[int]]:
         return (Slots, (self.number,))
@@ -87,7 +106,7 @@ def embed_shard(
     repeat asks only for what is missing. Raises ``TransientError`` when texts are left after the retries,
     ``TerminalError``, ``QuotaSpentError`` and ``BudgetSpentError`` at once, ``StoppedError`` once ``stop`` is set.
     """
-    service = _Service(embedder, slots, gate, stop or threading.Event())
+    service = _Service(embedder, slots, slots.join(), gate, stop or threading.Event())
     chunks = store.read_table(shard.rows)
     missing = list(_texts_to_embed(chunks))
     reasons: dict[bytes, RecordError] = {}
@@ -155,6 +174,7 @@ class _Service:
 
     embedder: Embedder
     slots: Slots
+    place: int
     gate: Gate | None
     stop: threading.Event
 
@@ -181,7 +201,7 @@ class _Service:
         return vectors
 
     def _in_turn(self, batch: Sequence[_Text]) -> Matrix:
-        with self.slots:
+        with self.slots.taken(self.place):
             return self._attempt(batch)
 
     def _attempt(self, batch: Sequence[_Text]) -> Matrix:
