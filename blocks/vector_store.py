@@ -268,6 +268,10 @@ class VectorStore(MongoDatabase):
             if own[0][0] is not None and len(own) == own[0][1] and (len(own) == 1 or len(set(own)) == 1)
         }
 
+    def holds_any(self, shard: ShardRange) -> bool:
+        """Return whether a vector document of any record in a range is stored, from an index alone."""
+        return next(self.read_source_ids(shard), None) is not None
+
     def read_source_ids(self, shard: ShardRange) -> Iterator[ObjectId]:
         """Yield the record id of each vector document in a range, one per document, in order; from an index alone."""
         with mongo_errors("reading the store's record ids", self.setting):

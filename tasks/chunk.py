@@ -90,15 +90,12 @@ def chunk_shard(
                 split_text(document.content, size, count_tokens, tokens=count)
                 for document, count in zip(documents, tokens, strict=True)
             ]
-            # In an empty store too: another run may have stored some since, and nothing is paid for twice.
-            stored = vectors.find_stored(
-                [
-                    document_id(document.key, chunk.ordinal)
-                    for document, chunks in zip(documents, chunked, strict=True)
-                    for chunk in chunks
-                ],
-                with_runs=run.may_have_written,
+            ids = (
+                document_id(document.key, chunk.ordinal)
+                for document, chunks in zip(documents, chunked, strict=True)
+                for chunk in chunks
             )
+            stored = {} if shard.untouched else vectors.find_stored(list(ids), with_runs=run.may_have_written)
             twins = _find_twins(documents, holders, stored, source)
             rows: list[DescribedChunk] = []
             digests = some.column(SOURCE_DIGEST).to_pylist()

@@ -117,7 +117,9 @@ def extract_shard(
             ids = [record["_id"] for _, record in kept if isinstance(record["_id"], ObjectId)]
             known, chosen = vectors.find_stored_records(run.scope.source_type, within=ids), iter(kept)
     digests = SourceDigests(run.scope.source_type, facts, size)
-    return _parsed(run, shard.number, chosen, owners, digests, known, store)
+    # In an empty store too: another run may have stored some of these since, and nothing is paid for twice.
+    untouched = run.target_was_empty and not vectors.holds_any(shard)
+    return replace(_parsed(run, shard.number, chosen, owners, digests, known, store), untouched=untouched)
 
 
 def _parsed(

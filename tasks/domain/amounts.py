@@ -101,13 +101,21 @@ def _decimal(number: str, shown: str) -> Decimal:
         raise RecordError("amount_too_large", f"value_eth {shown[:60]!r} is above the largest uint256")
     if value == 0:
         return Decimal(0)  # without the sign and the exponent that a zero may carry
-    exponent = value.normalize(Context(prec=len(value.as_tuple().digits))).as_tuple().exponent
-    if isinstance(exponent, int) and -exponent > _MOST_DECIMALS:
+    places = _decimal_places(value)
+    if places > _MOST_DECIMALS:
         raise RecordError(
             "amount_too_precise",
-            f"value_eth {shown[:60]!r} has {-exponent:,} decimal places; no token has more than {_MOST_DECIMALS}",
+            f"value_eth {shown[:60]!r} has {places:,} decimal places; no token has more than {_MOST_DECIMALS}",
         )
     return value
+
+
+def _decimal_places(value: Decimal) -> int:
+    """Return how many digits stand behind the point, zeros at the end not counted where they would be too many."""
+    _, digits, exponent = value.as_tuple()
+    if isinstance(exponent, int) and -exponent > _MOST_DECIMALS:
+        exponent = value.normalize(Context(prec=len(digits))).as_tuple().exponent
+    return -exponent if isinstance(exponent, int) else 0
 
 
 def plain(value: Decimal) -> str:

@@ -42,7 +42,7 @@ class Shard:
     dead letters of each stage so far. ``chunks`` is set once ``rows`` are vectors. ``embedded`` and ``tokens`` are
     what this shard paid for, over all its attempts. ``gone`` are records that changed and are no longer in the
     source, as BSON: their vectors are taken away. ``unchanged`` holds the records that are stored as they are and go no
-    further.
+    further. ``untouched`` says that nothing is stored of all its range: there is nothing to compare with.
     """
 
     number: int
@@ -55,6 +55,7 @@ class Shard:
     gone: bytes = b""
     leaving: bytes = b""
     unchanged: ShardFile | None = None
+    untouched: bool = False
 
     @property
     def is_stored(self) -> bool:

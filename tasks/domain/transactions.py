@@ -43,6 +43,7 @@ _ZERO_ADDRESS = "0x" + "0" * 40
 
 _HASH = re.compile(r"0x[0-9a-f]{64}")
 _GENESIS_HASH = re.compile(r"GENESIS_(?:0x)?[0-9a-fA-F]{40}")
+_WHOLE_ADDRESS = re.compile(r"0x[0-9a-f]{40}")
 _HEX_ADDRESS = re.compile(r"(?:0x)?([0-9a-f]{1,40})")
 _SELECTOR = re.compile(r"0x[0-9a-f]{8}")
 _METHOD = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]{0,120}")
@@ -341,6 +342,8 @@ def _address(raw: object, name: str, warnings: list[str]) -> str | None:
     if not isinstance(raw, str):
         _warn(name, raw, warnings)
         return None
+    if _WHOLE_ADDRESS.fullmatch(raw):
+        return raw
     text = raw.strip().lower()
     if not text or text == "genesis":
         return None
