@@ -19,17 +19,24 @@ import bson
 import numpy as np
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
+from numpy.typing import NDArray
 
 from tasks.domain.chunks import CHUNKER_VERSION, Chunk
 from tasks.domain.documents import DESCRIBER_VERSION, Document
 from tasks.domain.vectors import EmbedderFacts, Matrix
 
-#: ``float32``: BSON binary vectors, read by Atlas and Community vector search at a third of the bytes.
-#: ``doubles``: arrays of doubles, for readers that know nothing else.
-VectorForm = Literal["float32", "doubles"]
+#: ``float32``: BSON binary vectors, read by Atlas and Community vector search at a third of an array's bytes.
+#: ``int8``: a quarter of that, each vector scaled to its largest number. ``bits``: a thirty-second, the signs alone.
+#: ``doubles``: arrays of doubles, for readers that know nothing else. What int8 and bits cost a search is measured by
+#: ``benchmarks/storage.py``.
+VectorForm = Literal["float32", "int8", "bits", "doubles"]
 
 _HASH_BYTES = 16
-_BINARY, _VECTOR_SUBTYPE, _FLOAT32_HEADER = b"\x05", b"\x09", b"\x27\x00"
+_BINARY, _VECTOR_SUBTYPE = b"\x05", b"\x09"
+#: The first byte of a BSON vector says what it holds, the second how many bits of its last byte are padding.
+_FLOAT32, _INT8, _BITS = 0x27, 0x03, 0x10
+_HEADER_BYTES = 2
+_LARGEST_INT8 = 127
 _EMBEDDING_NAME = b"embedding\x00"
 _END = b"\x00"
 
@@ -157,12 +164,31 @@ def changed_fields(
 
 
 def read_vector(stored: object) -> Matrix:
-    """Return a stored embedding of either form as float32."""
+    """Return a stored embedding of any form as float32.
+
+    ``int8`` and ``bits`` hold no length: they come back with a length of 1, which is what they were made from.
+    """
     if isinstance(stored, bytes):  # Binary is bytes
-        return np.frombuffer(stored, dtype="<f4", offset=len(_FLOAT32_HEADER))
+        kind, padding = stored[0], stored[1]
+        if kind == _FLOAT32:
+            return np.frombuffer(stored, dtype="<f4", offset=_HEADER_BYTES)
+        if kind == _INT8:
+            numbers = np.frombuffer(stored, dtype=np.int8, offset=_HEADER_BYTES).astype(np.float32)
+            return _unit(numbers)
+        if kind == _BITS:
+            bits = np.unpackbits(np.frombuffer(stored, dtype=np.uint8, offset=_HEADER_BYTES))
+            signs = bits[: len(bits) - padding].astype(np.float32) * 2 - 1
+            return _unit(signs)
+        raise TypeError(f"an embedding is stored as a BSON vector of the unknown kind {kind:#04x}")
     if isinstance(stored, Sequence):
         return np.asarray(stored, dtype=np.float32)
     raise TypeError(f"an embedding is stored as {type(stored).__name__}")
+
+
+def _unit(numbers: Matrix) -> Matrix:
+    length = np.linalg.norm(numbers)
+    unit: Matrix = numbers / length if length else numbers
+    return unit
 
 
 def _tail(content_hash: bytes, row_hash: bytes, source_digest: bytes, run_id: str, now: datetime, **more: Any) -> bytes:
@@ -181,9 +207,21 @@ def _tail(content_hash: bytes, row_hash: bytes, source_digest: bytes, run_id: st
 def _embedding(vector: Matrix, form: VectorForm) -> bytes:
     if form == "doubles":
         return bson.encode({"embedding": [float(value) for value in vector]})[4:-1]
-    numbers = np.ascontiguousarray(vector, dtype="<f4").data.cast("B")
-    size = struct.pack("<i", len(_FLOAT32_HEADER) + len(numbers))
-    return b"".join((_BINARY, _EMBEDDING_NAME, size, _VECTOR_SUBTYPE, _FLOAT32_HEADER, numbers))
+    kind, padding, numbers = _FLOAT32, 0, np.ascontiguousarray(vector, dtype="<f4").data.cast("B")
+    if form == "int8":
+        kind, numbers = _INT8, _to_int8(vector).data.cast("B")
+    elif form == "bits":
+        kind, padding, numbers = _BITS, -len(vector) % 8, np.packbits(vector > 0).data.cast("B")
+    size = struct.pack("<i", _HEADER_BYTES + len(numbers))
+    header = bytes((kind, padding))
+    return b"".join((_BINARY, _EMBEDDING_NAME, size, _VECTOR_SUBTYPE, header, numbers))
+
+
+def _to_int8(vector: Matrix) -> NDArray[np.int8]:
+    """Return the vector scaled so that its largest number is 127: cosines don't see the scale, only the rounding."""
+    largest = float(np.abs(vector).max()) or 1.0
+    scaled: NDArray[np.int8] = np.rint(vector * (_LARGEST_INT8 / largest)).astype(np.int8)
+    return scaled
 
 
 def _joined(*parts: bytes) -> RawBSONDocument:
