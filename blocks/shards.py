@@ -192,6 +192,9 @@ class ShardStore(Block):
             os.replace(partial, path)
         except OSError as error:
             raise folder_error(error, path.parent) from error
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def read_plan(self, run_key: str) -> list[ShardRange] | None:
         """Return the ranges of a run, or None if it has no plan here."""

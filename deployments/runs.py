@@ -325,7 +325,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     """Return what programs read of a load's report."""
     summary = {name: report[name] for name in SUMMARY_FIELDS}
     if report["dry_run"]:
-        summary |= {"dry_run": True, "quota_seconds": report["quota_seconds"]}
+        summary |= {name: report[name] for name in ("dry_run", "quota_seconds", "tier_seconds")}
     return summary
 
 
@@ -353,6 +353,10 @@ def print_report(report: dict[str, Any]) -> None:
         from flows.progress import duration
 
         rows.append(("time at the quota, at least", duration(report["quota_seconds"])))
+    if report.get("tier_seconds"):
+        from flows.progress import duration
+
+        rows.extend((f"  in {name}", duration(seconds)) for name, seconds in report["tier_seconds"].items())
     table = Table(title="What a run would do" if dry else "What the run did", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")

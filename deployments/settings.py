@@ -61,7 +61,8 @@ class Settings(BaseSettings):
     cryptique_vector_form: VectorForm = Field(
         default="float32",
         description="How vectors are stored from now on. float32: BSON binary vectors. int8: a quarter of the bytes. "
-        "bits: a thirty-second, the signs alone. doubles: arrays, 2.6 times the bytes, for readers that know nothing else.",
+        "bits: a thirty-second, the signs alone. doubles: arrays, 2.6 times the bytes, for readers that know nothing "
+        "else.",
     )
     cryptique_embedder: EmbedderName | None = Field(
         default=None,

@@ -16,7 +16,7 @@ from flows.batches import DEFAULT_POLL_S, require_batches
 from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import was_begun
-from flows.load import DEFAULT_SHARDS_IN_FLIGHT, LoadOptions, load, make_scope, prepare, rehearse
+from flows.load import LoadOptions, load, make_scope, prepare, rehearse
 from flows.parameters import (
     ALL_SOURCES,
     Batch,
@@ -42,7 +42,7 @@ from flows.stages import task_runner
 from tasks.domain.documents import DESCRIBER_VERSION
 from tasks.domain.errors import InputError
 from tasks.domain.runs import Run, Scope
-from tasks.domain.shards import DEFAULT_SHARD_ROWS
+from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 from tasks.policy import DEFAULT_RETRIES
 
 Rebuild = Literal["changed", "everything"]

@@ -16,6 +16,7 @@ from blocks.mongo import MongoSource
 from blocks.vector_store import VectorStore
 from flows.batches import DEFAULT_POLL_S, drop_batches, finish_in_batches, settle_batches, with_batch_tokens
 from flows.blocks import Parts, PipelineEmbedder
+from flows.forecast import forecast_load
 from flows.jobs import STOP_WITHIN_S, Job, at_work, forget, job_origin, new_run, take_up
 from flows.partition import find_child_ids, finish_in_children, require_no_children, work_fingerprint
 from flows.pauses import pause_for_a_person, pause_until_jobs_may_be_over, pause_until_the_quota_is_back
@@ -31,7 +32,7 @@ from tasks.domain.manifests import Counts, Manifest, Owner
 from tasks.domain.owners import Owners
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run, Scope
-from tasks.domain.shards import DEFAULT_SHARD_ROWS, Shard, ShardRange
+from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, Shard, ShardRange
 from tasks.domain.tables import from_table
 from tasks.domain.windows import Window
 from tasks.extract import COLLECTION, extract_shard, in_window, source_criteria
@@ -39,8 +40,6 @@ from tasks.policy import STAGE
 from tasks.reconcile import Reconciliation, reconcile_run
 from tasks.validate import validate_shard
 
-#: Two shards keep both the embedder and the database busy; memory holds no more than these.
-DEFAULT_SHARDS_IN_FLIGHT = 2
 _SHOWN_DIFFERENCES = 5
 
 Kind = Literal["migrate", "backfill"]
@@ -238,7 +237,10 @@ def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> tu
             manifest.merge(with_batch_tokens(job, late.work.number, late.manifest))
         raise
     announcer.finish()
-    report = make_report(job.run, manifest, parts, began, resumed_shards=resumed_shards, result=result)
+    forecast = job.choices.get("forecast")
+    report = make_report(
+        job.run, manifest, parts, began, resumed_shards=resumed_shards, result=result, forecast=forecast
+    )
     return report, work.times
 
 
@@ -252,6 +254,8 @@ def _plan(job: Job, parts: Parts, options: LoadOptions) -> list[ShardRange]:
             parts.source, whole(parts.owners), run.scope, options.shard_rows
         )
         store.write_plan(run.key, shards, operation_time=moment)
+        forecast = forecast_load.with_options(retries=parts.retries)(whole(run), whole(shards), whole(parts))
+        job.note(forecast=forecast.to_record())
     return shards
 
 

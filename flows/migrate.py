@@ -15,7 +15,7 @@ from blocks.memory import limit_heaps
 from flows.batches import DEFAULT_POLL_S, require_batches
 from flows.blocks import load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
-from flows.load import DEFAULT_SHARDS_IN_FLIGHT, LoadOptions, load, make_scope, rehearse
+from flows.load import LoadOptions, load, make_scope, rehearse
 from flows.parameters import (
     ALL_SOURCES,
     Batch,
@@ -36,7 +36,7 @@ from flows.parameters import (
 )
 from flows.report import message_of
 from flows.stages import task_runner
-from tasks.domain.shards import DEFAULT_SHARD_ROWS
+from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 from tasks.policy import DEFAULT_RETRIES
 
 

@@ -35,6 +35,10 @@ ChildRuns = Annotated[
         "which must share one shard store.",
     ),
 ]
+Batch = Annotated[bool, Field(description="Embed through Gemini's batch jobs: half the price, up to 24 hours.")]
+BatchPollSeconds = Annotated[
+    float, Field(gt=0, le=21_600, description="Seconds between two looks at batch jobs; their results stay two days.")
+]
 Budget = Annotated[
     float | None,
     Field(gt=0, description="Dollars that the run may spend on embeddings; at that it pauses. None: any sum."),

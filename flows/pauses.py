@@ -1,4 +1,4 @@
-"""Pauses: what a run does when the day's quota or its budget is spent, and how it goes on."""
+"""Pauses: what a run does when the day's quota or its budget is spent or batch jobs run, and how it goes on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from prefect.states import Paused, Scheduled
 from prefect.utilities.engine import propose_state_sync
 
 from flows.progress import tell_waiting
-from tasks.domain.errors import BudgetSpentError, QuotaSpentError
+from tasks.domain.errors import BatchesUnderWayError, BudgetSpentError, QuotaSpentError
 
-AWAITING_QUOTA, BUDGET_SPENT = "AwaitingQuota", "BudgetSpent"
+AWAITING_QUOTA, AWAITING_BATCH, BUDGET_SPENT = "AwaitingQuota", "AwaitingBatch", "BudgetSpent"
 #: A run whose budget is spent waits this long for somebody to resume it; what it paid for is kept as long.
 WAITS_FOR_A_PERSON = timedelta(days=7)
 _LOOK_S = 30.0
@@ -28,12 +28,20 @@ def pause_until_the_quota_is_back(error: QuotaSpentError) -> None:
 
     A subflow raises the error instead: its parent decides.
     """
-    words = f"{error} This run goes on by itself."
+    _pause(error, AWAITING_QUOTA, f"{error} This run goes on by itself.")
+
+
+def pause_until_jobs_may_be_over(error: BatchesUnderWayError) -> None:
+    """End this run's process until it looks at its batch jobs again, or wait right here; as for the quota."""
+    _pause(error, AWAITING_BATCH, f"{error.words} This run looks again at {error.until:%H:%M} UTC.")
+
+
+def _pause(error: QuotaSpentError, name: str, words: str) -> None:
     run = _flow_run()
     if run is not None and run.parent_task_run_id is not None:
         raise error
     if run is not None and run.deployment_id is not None:
-        _leave(Scheduled(scheduled_time=error.until, name=AWAITING_QUOTA, message=words))
+        _leave(Scheduled(scheduled_time=error.until, name=name, message=words))
     get_run_logger().warning("waiting: %s", words)
     tell_waiting(words)
     pause = threading.Event()

@@ -16,9 +16,10 @@ from blocks.gemini import USD_PER_MILLION_TOKENS
 from flows.blocks import Parts
 from flows.progress import Progress, duration
 from flows.stages import STAGES, StageTimes
+from tasks.domain.forecasts import TIERS, seconds_at
 from tasks.domain.manifests import Manifest
+from tasks.domain.quotas import Quota
 from tasks.domain.runs import Run
-from tasks.domain.vectors import EmbedderFacts
 from tasks.reconcile import Reconciliation
 
 _ARTIFACT_EVERY_S = 5.0
@@ -31,8 +32,10 @@ _REFERENCE_MODEL = "gemini-embedding-001"
 class LoadReport:
     """What a run did. Records, but for ``removed`` and ``chunks`` (vector documents) and ``embedded`` (texts).
 
-    ``cost_usd`` is at Gemini's list price; an offline embedder charges nothing, and the figure is what Gemini would
-    have cost. ``seconds`` is this run's wall time. In a dry run the figures are what a run would do.
+    ``cost_usd`` is at Gemini's list price, that of batch jobs for ``batch_tokens`` of the ``tokens``; an offline
+    embedder charges nothing, and the figure is what Gemini would have cost. ``seconds`` is this run's wall time. In a
+    dry run the figures are what a run would do, and ``tier_seconds`` how long each tier's quota makes it take at least.
+    ``forecast`` is what was expected before the start (``tasks/domain/forecasts.py``).
     """
 
     run_id: str
@@ -54,6 +57,9 @@ class LoadReport:
     arrived: int = 0
     quota_seconds: float | None = None
     flow_run_id: str | None = None
+    batch_tokens: int = 0
+    forecast: dict[str, int] | None = None
+    tier_seconds: dict[str, float] | None = None
 
 
 def make_report(
@@ -65,6 +71,7 @@ def make_report(
     dry_run: bool = False,
     resumed_shards: int = 0,
     result: Reconciliation | None = None,
+    forecast: Mapping[str, int] | None = None,
 ) -> LoadReport:
     """Return the report of what a manifest counts; ``began`` is the run's start on the monotonic clock."""
     counts = manifest.total
@@ -80,7 +87,7 @@ def make_report(
         chunks=counts.chunks,
         embedded=manifest.embedded,
         tokens=manifest.tokens,
-        cost_usd=round(manifest.tokens * price / 1_000_000, 6),
+        cost_usd=round(manifest.cost_usd(price), 6),
         seconds=round(seconds, 2),
         rows_per_second=round(counts.read / seconds, 1) if seconds else 0.0,
         dry_run=dry_run,
@@ -88,19 +95,22 @@ def make_report(
         embedder=f"{parts.facts.model}, {parts.facts.dimensions} dimensions",
         refused=dict(sorted(manifest.refused.items())),
         arrived=result.arrived if result else 0,
-        quota_seconds=_quota_seconds(parts.facts, manifest.embedded, manifest.tokens) if dry_run else None,
+        # How long batch jobs take is no matter of quotas.
+        quota_seconds=(
+            seconds_at(Quota.of(parts.facts), texts=manifest.embedded, tokens=manifest.tokens)
+            if dry_run and not manifest.batch_tokens
+            else None
+        ),
         flow_run_id=run.id,
+        batch_tokens=manifest.batch_tokens,
+        forecast=dict(forecast) if forecast else None,
+        tier_seconds=_tier_seconds(manifest) if dry_run and not manifest.batch_tokens else None,
     )
 
 
-def _quota_seconds(facts: EmbedderFacts, texts: int, tokens: int) -> float | None:
-    """Return how long the configured quota makes a run wait at least, or None where there is no quota."""
-    waits = [
-        amount * 60 / quota
-        for amount, quota in ((texts, facts.texts_per_minute), (tokens, facts.tokens_per_minute))
-        if quota
-    ]
-    return round(max(waits), 1) if waits else None
+def _tier_seconds(manifest: Manifest) -> dict[str, float]:
+    found = {name: seconds_at(quota, texts=manifest.embedded, tokens=manifest.tokens) for name, quota in TIERS.items()}
+    return {name: seconds for name, seconds in found.items() if seconds}
 
 
 def by_reason(refused: Mapping[str, int]) -> str:
@@ -180,11 +190,30 @@ def publish(flow: str, report: LoadReport, run: Run, manifest: Manifest, parts: 
         "",
         f"Embedder: {report.embedder}. Database: {parts.vectors.database}.",
     ]
+    if report.batch_tokens:
+        lines.append(f"{report.batch_tokens:,} of the tokens came from batch jobs, at half the price.")
+    if report.forecast is not None:
+        lines += _forecast(report)
     with never_stopping("the summary artifact"):
         lines += _dead_letters(run, manifest, parts)
         lines += _slowest(times)
         lines += _owners(manifest)
         create_markdown_artifact("\n".join(lines), key=f"{flow}-summary", description="What the run did")
+
+
+def _forecast(report: LoadReport) -> list[str]:
+    """Return what was expected beside what happened."""
+    expected = report.forecast or {}
+    return [
+        "",
+        "## Forecast and what happened",
+        "",
+        "| | forecast | happened |",
+        "|---|---|---|",
+        f"| records | {expected['records']:,} | {report.read:,} |",
+        f"| texts embedded | {expected['texts']:,} | {report.embedded:,} |",
+        f"| tokens | {expected['tokens']:,} | {report.tokens:,} |",
+    ]
 
 
 def _dead_letters(run: Run, manifest: Manifest, parts: Parts) -> list[str]:

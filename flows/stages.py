@@ -210,16 +210,12 @@ def _from(future: PrefectFuture[Value]) -> Value:
     return cast(Value, future)
 
 
-def extract_arguments(parts: Parts) -> tuple[Any, ...]:
-    """Return what extracting takes beside the run and the piece of work."""
-    return (
-        parts.source,
-        whole(parts.owners),
-        parts.store,
-        parts.vectors,
-        whole(parts.facts),
-        whole(parts.size),
-    )
+def extract_arguments(parts: Parts, *, plain: bool = False) -> tuple[Any, ...]:
+    """Return what extracting takes beside the run and the piece of work; ``plain`` where Prefect is not asked."""
+    owners, facts, size = parts.owners, parts.facts, parts.size
+    if not plain:
+        owners, facts, size = whole(owners), whole(facts), whole(size)
+    return (parts.source, owners, parts.store, parts.vectors, facts, size)
 
 
 def _submit_extract(run: Run, work: Work, parts: Parts) -> PrefectFuture[Shard]:

@@ -92,7 +92,8 @@ class BatchesUnderWayError(QuotaSpentError):
     @property
     def words(self) -> str:
         """Return what is under way, and why no more is."""
-        under_way = f"{self.jobs:,} batch jobs with {self.texts:,} texts are under way at Gemini."
+        jobs = f"{self.jobs:,} batch job{'' if self.jobs == 1 else 's'}"
+        under_way = f"{jobs} with {self.texts:,} texts under way at Gemini."
         return f"{under_way} No more for now: {self.why}" if self.why else under_way
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,0 +1,86 @@
+"""Forecast: what a load will embed, from records all over its source, before any of it is paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import islice
+from uuid import uuid4
+
+from prefect import get_run_logger, task
+
+from flows.blocks import Parts
+from flows.progress import duration
+from flows.stages import extract_arguments
+from tasks.chunk import DescribedChunk, chunk_shard
+from tasks.domain.forecasts import TIERS, Forecast, seconds_at
+from tasks.domain.quotas import Quota
+from tasks.domain.rows import Verdict
+from tasks.domain.runs import Run
+from tasks.domain.shards import ShardRange
+from tasks.domain.tables import from_table
+from tasks.extract import COLLECTION, extract_shard, source_criteria
+from tasks.policy import STAGE
+
+#: Texts of one source are alike: a thousand of them tell their mean to a percent or two, and cost a second.
+_SAMPLED_SHARDS, _SAMPLED_RECORDS = 40, 25
+
+
+@task(name="forecast", task_run_name="forecast", **STAGE)
+def forecast_load(run: Run, shards: Sequence[ShardRange], parts: Parts) -> Forecast:
+    """Return what the shards will embed, from the first records of some of them; log it by tier. Writes nothing."""
+    # Its files have a run of their own: the shards' numbers are taken.
+    sample = replace(run, key=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}")
+    step = max(1, len(shards) // _SAMPLED_SHARDS)
+    sampled = 0
+    seen: dict[bytes, int] = {}
+    try:
+        for shard in shards[::step]:
+            extracted = extract_shard.fn(
+                sample, _first_records(shard, run, parts), *extract_arguments(parts, plain=True)
+            )
+            chunked = chunk_shard.fn(
+                sample, extracted, parts.store, parts.source, parts.vectors, parts.facts, parts.size
+            )
+            sampled += extracted.read
+            for row in from_table(DescribedChunk, parts.store.read_table(chunked.rows)):
+                if Verdict(row.verdict).needs_vector:
+                    seen[row.content_hash] = row.tokens
+            parts.store.drop_shard(sample.key, shard.number)
+    finally:
+        parts.store.drop_run(sample.key)
+    records = sum(shard.planned for shard in shards)
+    forecast = Forecast.of_sample(records=records, sampled=sampled, texts=len(seen), tokens=sum(seen.values()))
+    if forecast.texts:
+        get_run_logger().info("forecast: %s", in_words(forecast, parts))
+    return forecast
+
+
+def _first_records(shard: ShardRange, run: Run, parts: Parts) -> ShardRange:
+    """Return the beginning of a shard, as a range."""
+    criteria = source_criteria(run.scope, parts.owners)
+    ids = parts.source.read_range(COLLECTION, shard, criteria=criteria, fields=("_id",))
+    ends = next(islice(ids, _SAMPLED_RECORDS, None), None)
+    return shard if ends is None else replace(shard, upper=ends["_id"], planned=_SAMPLED_RECORDS)
+
+
+def by_tier(texts: int, tokens: int, parts: Parts) -> dict[str, float | None]:
+    """Return at least how many seconds so much embedding takes at each tier's quota, and at the configured one."""
+    quotas: Mapping[str, Quota] = {**TIERS, "your quota": Quota.of(parts.facts)}
+    return {name: seconds_at(quota, texts=texts, tokens=tokens) for name, quota in quotas.items()}
+
+
+def in_words(forecast: Forecast, parts: Parts) -> str:
+    """Return ``871,000 texts, 52,300,000 tokens, $7.85; at least 4 h 50 min in tier 1, ...``."""
+    cost = forecast.tokens * parts.facts.usd_per_million_tokens / 1_000_000
+    waits = [
+        f"{duration(seconds)} in {name}" if name in TIERS else f"{duration(seconds)} at {name}"
+        for name, seconds in by_tier(forecast.texts, forecast.tokens, parts).items()
+        if seconds is not None
+    ]
+    price = f", ${cost:,.2f}" if parts.facts.usd_per_million_tokens else ""
+    return (
+        f"{forecast.texts:,} texts, {forecast.tokens:,} tokens{price}; at least {', '.join(waits)} "
+        f"(from {forecast.sampled:,} of {forecast.records:,} records)"
+    )
