@@ -4,7 +4,7 @@
 # make up       leave it running: server, worker, deployments and schedules on this machine; again: repairs
 # make down     stop what `make up` started
 # make ui       the Prefect UI with every local run
-# make bench    two processes under one Gemini quota: share used, share refused, CPU per request
+# make bench    all figures of a migration beside their targets, into bench/   (ROWS=871781 SIZES=10000,50000,200000)
 # make lock     new versions into the lock files (needs a package index)
 # make clean    forget the local servers' data and the virtual environment
 .PHONY: demo test check setup up down ui bench lock clean
@@ -12,6 +12,7 @@
 PYTHON ?= python3
 ROWS ?= 5000
 FRESH ?=
+SIZES ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -42,8 +43,9 @@ down: $(READY)
 ui: $(READY)
 	@$(BIN)/cryptique-rag ui
 
+bench: ROWS := 871781
 bench: $(READY)
-	@$(BIN)/python -m benchmarks.quota
+	@$(BIN)/python -m benchmarks.migration --rows $(ROWS) $(if $(SIZES),--sizes $(SIZES)) --out bench
 
 $(READY): requirements.lock requirements-uv.lock pyproject.toml deployments/set_up.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh deployments/set_up.sh

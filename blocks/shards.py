@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import bson
 import pyarrow as pa
+from bson.errors import InvalidBSON
 from bson.timestamp import Timestamp
 from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, model_validator
@@ -208,13 +209,16 @@ class ShardStore(Block):
         return moment
 
     def _load_plan(self, run_key: str) -> dict[str, Any] | None:
-        if self._objects is not None:
-            content = self._objects.get(f"{run_key}/{_PLAN}")
-            return None if content is None else bson.decode(content)
         try:
-            return bson.decode((self.run_folder(run_key) / _PLAN).read_bytes())
-        except FileNotFoundError:
-            return None
+            if self._objects is not None:
+                content = self._objects.get(f"{run_key}/{_PLAN}")
+            else:
+                content = (self.run_folder(run_key) / _PLAN).read_bytes()
+            return None if content is None else bson.decode(content)
+        except (FileNotFoundError, InvalidBSON):
+            return (
+                None  # what a crash cut short is no plan: the work begins anew, and finds what it stored and paid for
+            )
 
     def drop_shard(self, run_key: str, number: int) -> None:
         """Delete the files of one shard. Safe to repeat.

@@ -783,11 +783,12 @@ class VectorStore(MongoDatabase):
         with mongo_errors("claiming a job", self.setting):
             jobs = self.open_database().get_collection(schema.JOBS, write_concern=_DURABLE)
             try:
+                row = {**job, "updatedAt": self.read_time()}
                 if instead_of is None:
-                    jobs.insert_one(dict(job))
+                    jobs.insert_one(row)
                     return True
                 as_read = {name: instead_of[name] for name in ("jobId", "status", "updatedAt")}
-                return jobs.replace_one(as_read, dict(job)).matched_count == 1
+                return jobs.replace_one(as_read, row).matched_count == 1
             except mongo.DuplicateKeyError:
                 return False
 
@@ -800,12 +801,19 @@ class VectorStore(MongoDatabase):
             change = {"status": "failed", "completedAt": now, "updatedAt": now}
             jobs.update_one(as_read, {"$set": change, "$push": {"errors": entry}})
 
-    def touch_job(self, job_id: str, *, run_id: str | None = None, now: datetime) -> bool:
+    def read_time(self) -> datetime:
+        """Return the moment by the server's clock, the one that all processes share: jobs' signs of life are by it."""
+        with mongo_errors("reading the time", self.setting):
+            database = self.open_database()
+            moment: datetime = database.command("hello", codec_options=database.codec_options)["localTime"]
+            return moment
+
+    def touch_job(self, job_id: str, *, run_id: str | None = None) -> bool:
         """Show that a job's process is alive; False if the job is no longer being processed, or by another run."""
         whose = {} if run_id is None else {"metadata.runId": run_id}
         with mongo_errors("writing a job", self.setting):
             found = self.open_database()[schema.JOBS].update_one(
-                {"jobId": job_id, "status": "processing", **whose}, {"$set": {"updatedAt": now}}
+                {"jobId": job_id, "status": "processing", **whose}, {"$currentDate": {"updatedAt": True}}
             )
             return found.matched_count == 1
 
@@ -820,7 +828,7 @@ class VectorStore(MongoDatabase):
         with mongo_errors("writing a job", self.setting):
             jobs = self.open_database().get_collection(schema.JOBS, write_concern=_DURABLE)
             mine = {"jobId": job["jobId"], "metadata.runId": job["metadata"]["runId"]}
-            return jobs.replace_one(mine, dict(job)).matched_count == 1
+            return jobs.replace_one(mine, {**job, "updatedAt": self.read_time()}).matched_count == 1
 
     def drop_job(self, job_id: str, *, run_id: str) -> None:
         """Delete a job that did nothing, if it is still this run's."""

@@ -102,7 +102,8 @@ def _is_gone(job: dict[str, Any]) -> bool:
     from flows.jobs import is_alive
 
     # A job without a run is the application's own; nothing is known of its process.
-    return bool(job["status"] == "processing" and (job.get("metadata") or {}).get("runKey") and not is_alive(job))
+    ours = job["status"] == "processing" and (job.get("metadata") or {}).get("runKey")
+    return bool(ours and not is_alive(job, now=datetime.now(UTC)))
 
 
 def _status(job: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from uuid import uuid4
 from prefect import get_run_logger, runtime
 
 from blocks.shards import ShardStore
+from blocks.vector_store import VectorStore
 from flows.blocks import Parts, gated
 from tasks.domain.errors import BudgetSpentError, PipelineError, QuotaSpentError, WorkTakenError
 from tasks.domain.jobs import JobOrigin, Kind, Status, job_id, job_record
@@ -76,6 +77,7 @@ class Job:
     origin: JobOrigin
     parts: Parts
     previous: dict[str, Any] | None = None
+    created_after: datetime | None = None
     total: int = 0
     manifest: Manifest = field(default_factory=Manifest)
     resumable: bool = True
@@ -154,6 +156,7 @@ class Job:
             now=now,
             retries=self.parts.retries,
             previous=self.previous,
+            created_after=self.created_after,
             **more,
         )
 
@@ -166,23 +169,33 @@ def take_up(run: Run, origin: JobOrigin, parts: Parts, *, resume: bool) -> Job:
     """
     logger = get_run_logger()
     vectors, store = parts.vectors, parts.store
-    previous = vectors.find_job({"metadata.fingerprint": origin.fingerprint})
+    previous = _find_previous(origin.fingerprint, vectors)
+    now = vectors.read_time()
     store.sweep(now_s=time.time())
     taken_up = None
     if previous is not None and previous["status"] != "completed":
-        if previous["status"] == "processing" and is_alive(previous):
+        if previous["status"] == "processing" and is_alive(previous, now=now):
             raise WorkTakenError(
                 f"run {previous['metadata']['runId']} on {previous['workerHost']} is at this work right now: wait for "
                 "it, or cancel it first"
             )
         earlier = _run_ids(previous)
-        if (resume or run.id in earlier) and _is_resumable(previous, store):
+        if (resume or run.id in earlier) and _is_resumable(previous, store, now=now):
             taken_up = previous
-            run = replace(run, key=previous["metadata"]["runKey"], earlier_ids=tuple(earlier), may_have_written=True)
+            run = replace(
+                run,
+                key=previous["metadata"]["runKey"],
+                earlier_ids=tuple(earlier),
+                may_have_written=True,
+                began_ms=int(previous["startedAt"].timestamp() * 1000),
+            )
             logger.info("taking up run %s, which %s", run.key, _ENDED.get(previous["status"], "was cut off"))
         elif previous["status"] == "processing":
             vectors.give_up_job(previous, error="its process is gone", now=datetime.now(UTC))
     job = Job(run, replace(origin, choices=_choices(origin, taken_up)), parts, previous=taken_up)
+    if previous is not None:
+        # The newest of the same work is the one that counts, also after a clock was set back.
+        job.created_after = previous["createdAt"]
     if not job.claim():
         raise WorkTakenError("another run took up this work just now: wait for it, or cancel it first")
     return job
@@ -190,10 +203,17 @@ def take_up(run: Run, origin: JobOrigin, parts: Parts, *, resume: bool) -> Job:
 
 def was_begun(fingerprint: str, parts: Parts, *, resume: bool) -> bool:
     """Return whether ``take_up`` would go on with work that was begun: what was asked then is not asked again."""
-    previous = parts.vectors.find_job({"metadata.fingerprint": fingerprint})
+    previous = _find_previous(fingerprint, parts.vectors)
     if previous is None or previous["status"] == "completed":
         return False
-    return (resume or str(runtime.flow_run.id) in _run_ids(previous)) and _is_resumable(previous, parts.store)
+    asked = resume or str(runtime.flow_run.id) in _run_ids(previous)
+    return asked and _is_resumable(previous, parts.store, now=parts.vectors.read_time())
+
+
+def _find_previous(fingerprint: str, vectors: VectorStore) -> dict[str, Any] | None:
+    """Return the job of this work that is being processed, of which there is one at most, or else the newest."""
+    work = {"metadata.fingerprint": fingerprint}
+    return vectors.find_job({**work, "status": "processing"}) or vectors.find_job(work)
 
 
 def _run_ids(job: Mapping[str, Any]) -> list[str]:
@@ -223,9 +243,9 @@ def _choices(origin: JobOrigin, previous: Mapping[str, Any] | None) -> dict[str,
     return {**before, **given}
 
 
-def _is_resumable(job: dict[str, Any], store: ShardStore) -> bool:
+def _is_resumable(job: dict[str, Any], store: ShardStore, *, now: datetime) -> bool:
     metadata = job["metadata"]
-    recent = datetime.now(UTC) - job["updatedAt"] < _RESUMABLE_FOR
+    recent = now - job["updatedAt"] < _RESUMABLE_FOR
     if not metadata.get("resumable", True) or not recent:
         return False
     needs_plan = RECORDS not in (metadata.get("choices") or {}) and "ingest" not in (metadata.get("tags") or ())
@@ -247,7 +267,7 @@ def require_loaded(parts: Parts, source_type: str) -> None:
         raise WorkTakenError("the whole source was never loaded: run `migrate` first")
     require_no_paused_load(parts, source_type)
     for job in parts.vectors.find_jobs({"metadata.tags": "migrate", "status": "processing"}):
-        if is_alive(job):
+        if is_alive(job, now=parts.vectors.read_time()):
             raise WorkTakenError(f"the load {job['jobId']} is under way")
 
 
@@ -276,7 +296,7 @@ def _heartbeat(job: Job, parts: Parts) -> Iterator[None]:
     def beat() -> None:
         while not stopped.wait(_HEARTBEAT_S):
             with suppress(PipelineError):
-                if not parts.vectors.touch_job(job.id, run_id=job.run.id, now=datetime.now(UTC)):
+                if not parts.vectors.touch_job(job.id, run_id=job.run.id):
                     parts.stopping.set()
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -299,8 +319,11 @@ def forget(run: Run, parts: Parts) -> None:
         get_run_logger().warning("files of the finished run %s stay for a week: %s", run.key, error)
 
 
-def is_alive(job: Mapping[str, Any]) -> bool:
-    """Return whether the process of a job is at work still, as far as can be told from here."""
+def is_alive(job: Mapping[str, Any], *, now: datetime) -> bool:
+    """Return whether the process of a job is at work still, as far as can be told from here.
+
+    ``now`` is by the store's clock, as the job's signs of life are; one that lies ahead of it proves nothing.
+    """
     words = str(job.get("workerId") or "").split(":")
     if len(words) == _WORKER_ID_WORDS and words[3] == _place() and words[1].isdecimal():
         # Pids come round again: the start time tells a process from its successor.
@@ -308,7 +331,7 @@ def is_alive(job: Mapping[str, Any]) -> bool:
             return False
         # A process may outlive its job, where the end of it could not be written.
         return int(words[1]) != os.getpid() or job["jobId"] in _at_work_here
-    return bool(datetime.now(UTC) - job["updatedAt"] < _SILENT_FOR)
+    return bool(abs(now - job["updatedAt"]) < _SILENT_FOR)
 
 
 _WORKER_ID_WORDS = 4

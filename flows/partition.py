@@ -94,7 +94,11 @@ def partition(
     load = parts.vectors.find_job({"jobId": {"$in": [job_id(run_key, "migrate"), job_id(run_key, "backfill")]}})
     if load is None:
         raise InputError(f"there is no load {run_key}: this flow is started by `migrate` or `backfill` with child_runs")
-    if load["status"] != "processing" or load["metadata"]["runId"] != load_run or not is_alive(load):
+    if (
+        load["status"] != "processing"
+        or load["metadata"]["runId"] != load_run
+        or not is_alive(load, now=parts.vectors.read_time())
+    ):
         return Completed(message="the load that started this run has ended", data=0)
     plan = parts.store.read_plan(run_key)
     if plan is None:
@@ -182,7 +186,7 @@ class _Child:
 def require_no_children(run_key: str, vectors: VectorStore) -> None:
     """Raise ``WorkTakenError`` while a child run of an earlier process is still at this work."""
     for job in vectors.find_jobs({"metadata.runKey": run_key, "metadata.tags": "partition", "status": "processing"}):
-        if is_alive(job):
+        if is_alive(job, now=vectors.read_time()):
             raise WorkTakenError(
                 f"the child run {job['metadata']['runId']} on {job['workerHost']} is still at this work: wait for it, "
                 "or cancel it first"
@@ -305,7 +309,12 @@ def _has_ended(run: FlowRun, job: Job, children: dict[UUID, _Child], vectors: Ve
     number = child.number
     record = vectors.find_job({"jobId": job_id(job.run.key, "partition", number)})
     claimed = record is not None and record["metadata"]["runId"] == str(run.id)
-    return bool(claimed and record is not None and record["status"] == "processing" and not is_alive(record))
+    return bool(
+        claimed
+        and record is not None
+        and record["status"] == "processing"
+        and not is_alive(record, now=vectors.read_time())
+    )
 
 
 def _raise_what_stopped(run: FlowRun, child: _Child, job: Job, vectors: VectorStore) -> None:

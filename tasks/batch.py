@@ -274,8 +274,9 @@ def submit_texts(
 ) -> Submission:
     """Start the submission's job, unless it is there already, and return the submission with its price reserved.
 
-    One whose vectors are all there is over, and needs no job. Safe to repeat. Raises ``ThrottledError`` while the service takes no further job, ``QuotaSpentError`` and
-    ``BudgetSpentError`` while the day or the budget has no room for it: there is no job then, and nothing reserved.
+    One whose vectors are all there is over, and needs no job. Safe to repeat. Raises ``ThrottledError`` while the
+    service takes no further job, ``QuotaSpentError`` and ``BudgetSpentError`` while the day or the budget has no room
+    for it: there is no job then, and nothing reserved.
     """
     tries = Retrying(
         stop=stop_after_attempt(1 + DEFAULT_RETRIES),

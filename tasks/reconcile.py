@@ -117,8 +117,9 @@ def reconcile_run(
 
 
 def _made_since(run: Run, record: Any) -> bool:
-    """Return whether a record's id says that it was made after the run began."""
-    return isinstance(record, ObjectId) and record.generation_time.timestamp() * 1000 >= run.started_ms
+    """Return whether a record's id, which holds whole seconds, says that it was made after the work began."""
+    began_s = (run.started_ms if run.began_ms is None else run.began_ms) // 1000
+    return isinstance(record, ObjectId) and record.generation_time.timestamp() >= began_s
 
 
 def _lost_vectors(shard: ShardRange, records: Sequence[ObjectId]) -> str:

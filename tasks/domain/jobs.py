@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from bson import ObjectId
@@ -65,6 +65,7 @@ def job_record(
     now: datetime,
     retries: int,
     previous: Mapping[str, Any] | None = None,
+    created_after: datetime | None = None,
     estimated_completion: datetime | None = None,
     error: str | None = None,
     error_code: str = "run",
@@ -75,7 +76,8 @@ def job_record(
     """Return the job as it stands. ``total`` counts the records that were planned, ``manifest`` what is done.
 
     A failed job that is not ``resumable`` is not taken up: the work begins anew. ``previous`` is the job as it was
-    when this run took it up, and each taking up counts as a retry. ``letters`` are examples of dead letters by code.
+    when this run took it up, and each taking up counts as a retry. A new job is never older than ``created_after``.
+    ``letters`` are examples of dead letters by code.
     """
     counts = manifest.total
     before = previous or {}
@@ -164,6 +166,11 @@ def job_record(
             "resumable": resumable,
             "choices": dict(origin.choices or {}),
         },
-        "createdAt": before.get("createdAt") or run.started,
+        "createdAt": before.get("createdAt") or _later(run.started, created_after),
         "updatedAt": now,
     }
+
+
+def _later(moment: datetime, after: datetime | None) -> datetime:
+    """Return the moment, or one right after another that it must not lie before; MongoDB keeps milliseconds."""
+    return moment if after is None else max(moment, after + timedelta(milliseconds=1))

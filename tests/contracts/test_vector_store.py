@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -13,6 +14,7 @@ import bson
 import numpy as np
 import pytest
 from bson import ObjectId
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 from pydantic import SecretStr
 from pymongo import MongoClient
@@ -21,8 +23,9 @@ from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from blocks.mongo import MongoDatabase, MongoSource, mongo_errors
 from blocks.vector_store import VectorStore
-from tasks.domain.collections import COLLECTIONS, LOOKUP_INDEX
+from tasks.domain.collections import COLLECTIONS, DIGEST_INDEX, LOOKUP_INDEX, VECTOR_DOCUMENTS
 from tasks.domain.dead_letters import DeadLetter, record_key
+from tasks.domain.digests import StoredRecord
 from tasks.domain.errors import PipelineError, ShardDamagedError, TerminalError, TransientError
 from tasks.domain.manifests import Manifest, Owner, ShardOutcome
 from tasks.domain.rows import RowChange, changed_fields, new_row, read_vector, row_hash, row_id
@@ -74,7 +77,14 @@ def document_id(number: int, ordinal: int = 0) -> str:
     return f"transaction:contract_{number % 3}:0x{number:x}:{ordinal}"
 
 
-def make_row(number: int, *, ordinal: int = 0, form: Any = "float32", **changes: Any) -> RawBSONDocument:
+def digest_of(number: int) -> bytes:
+    """Return what stands for the record that ``make_row`` makes a row of."""
+    return number.to_bytes(16)
+
+
+def make_row(
+    number: int, *, ordinal: int = 0, form: Any = "float32", digest: bytes | None = None, **changes: Any
+) -> RawBSONDocument:
     body = make_body(number, ordinal=ordinal, **changes)
     return new_row(
         body,
@@ -83,6 +93,7 @@ def make_row(number: int, *, ordinal: int = 0, form: Any = "float32", **changes:
         form=form,
         content_hash=bytes([number % 256]) * 16,
         row_hash=row_hash(body),
+        source_digest=digest_of(number) if digest is None else digest,
         run_id="run",
         now=NOW,
     )
@@ -97,6 +108,7 @@ def make_change(number: int, *, seen: bytes | None = None, **changes: Any) -> Ro
         form="float32",
         content_hash=b"c" * 16,
         row_hash=row_hash(body),
+        source_digest=b"d" * 16,
         run_id="run 2",
         now=LATER,
     )
@@ -182,8 +194,10 @@ FIND_OPTIONS = ("find", "filter", "projection", "hint", "min", "max", "sort")
         lambda store: store.find_stored([document_id(number) for number in range(50)]),
         lambda store: list(store.read_source_ids(ShardRange(0, source_id(10), source_id(90), 80))),
         lambda store: store.count_records_by_contract("transaction"),
+        lambda store: store.find_stored_records("transaction", within=ShardRange(0, source_id(10), source_id(90), 80)),
+        lambda store: store.find_stored_records("transaction", within=[source_id(number) for number in range(50)]),
     ],
-    ids=["find_stored", "read_source_ids", "count_records_by_contract"],
+    ids=["find_stored", "read_source_ids", "count_records_by_contract", "records of a range", "records by id"],
 )
 def test_comparisons_are_answered_from_an_index_alone(
     store: VectorStore, database: Database[Record], mongo_uri: str, ask: Callable[[VectorStore], Any]
@@ -199,10 +213,135 @@ def test_comparisons_are_answered_from_an_index_alone(
     assert stats["totalDocsExamined"] == 0
 
 
-def test_the_lookup_index_is_the_one_that_find_stored_names(store: VectorStore, database: Database[Record]) -> None:
+def test_what_is_stored_is_found_without_the_lookup_index_too(store: VectorStore, database: Database[Record]) -> None:
+    store.insert_rows([make_row(number, chunks=3) for number in range(2_100)])
+    ids = [document_id(number) for number in range(50, 2_200)]
+    by_index = store.find_stored(ids), store.find_stored(ids, with_runs=True)
+    assert len(by_index[0]) == 2_050
     database["vectordocuments"].drop_index(LOOKUP_INDEX)
-    with pytest.raises(TerminalError, match="comparing with the store"):
-        store.find_stored(["a"])
+    assert (store.find_stored(ids), store.find_stored(ids, with_runs=True)) == by_index
+
+
+# -- records that are stored as they are -------------------------------------------------------------------
+
+#: The two ways to ask: the records of a range, and records by id. Both mean the records 0 to 99.
+WITHIN: dict[str, Any] = {
+    "range": ShardRange(0, source_id(0), source_id(100), 100),
+    "ids": [source_id(number) for number in range(100)],
+}
+
+
+@pytest.fixture(params=sorted(WITHIN))
+def find_records(store: VectorStore, request: pytest.FixtureRequest) -> Callable[[], dict[ObjectId, StoredRecord]]:
+    return lambda: store.find_stored_records("transaction", within=WITHIN[request.param])
+
+
+FindRecords = Callable[[], dict[ObjectId, StoredRecord]]
+
+
+def test_records_whose_rows_are_all_there_are_told_with_what_made_them(
+    store: VectorStore, find_records: FindRecords
+) -> None:
+    store.insert_rows([make_row(number) for number in (3, 1, 99, 100)])
+    store.insert_rows([make_row(2, ordinal=ordinal, chunks=3) for ordinal in (2, 0, 1)])
+    assert find_records() == {
+        source_id(1): StoredRecord(digest_of(1), 1),
+        source_id(2): StoredRecord(digest_of(2), 3),
+        source_id(3): StoredRecord(digest_of(3), 1),
+        source_id(99): StoredRecord(digest_of(99), 1),
+    }
+
+
+#: What may be stored of the record 1 so that nobody may take it for whole and as it is.
+DOUBTFUL: dict[str, list[RawBSONDocument]] = {
+    "a chunk of two is missing": [make_row(1, chunks=2)],
+    "the first chunk of two is missing": [make_row(1, ordinal=1, chunks=2)],
+    "a chunk of three is missing": [make_row(1, ordinal=ordinal, chunks=3) for ordinal in (0, 2)],
+    "a chunk too many": [make_row(1), make_row(1, ordinal=1)],
+    "another digest in one chunk": [make_row(1, chunks=2), make_row(1, ordinal=1, chunks=2, digest=b"o" * 16)],
+    "another number of chunks in one": [make_row(1, chunks=2), make_row(1, ordinal=1, chunks=3)],
+    "rows of two document ids": [make_row(1), make_row(700, sourceId=source_id(1), digest=digest_of(1))],
+    "a row of another source": [make_row(1), make_row(700, sourceId=source_id(1), sourceType="session")],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("rows", DOUBTFUL.values(), ids=DOUBTFUL.keys())
+def test_a_record_with_doubtful_rows_is_not_told_and_its_neighbours_are(
+    store: VectorStore, find_records: FindRecords, rows: list[RawBSONDocument]
+) -> None:
+    assert store.insert_rows([make_row(0), *rows, make_row(2, chunks=2), make_row(2, ordinal=1, chunks=2)]) == []
+    assert find_records() == {source_id(0): StoredRecord(digest_of(0), 1), source_id(2): StoredRecord(digest_of(2), 2)}
+
+
+@pytest.mark.parametrize("without", [[document_id(1)], [document_id(1, 1)], [document_id(1), document_id(1, 1)]])
+def test_a_record_with_a_row_that_an_older_version_wrote_is_not_told(
+    store: VectorStore, database: Database[Record], find_records: FindRecords, without: list[str]
+) -> None:
+    store.insert_rows([make_row(1, chunks=2), make_row(1, ordinal=1, chunks=2), make_row(2)])
+    assert len(find_records()) == 2
+    database["vectordocuments"].update_many({"documentId": {"$in": without}}, {"$unset": {"sourceDigest": 1}})
+    assert find_records().keys() == {source_id(2)}
+
+
+def test_every_record_is_in_one_range_whatever_the_types_of_its_bounds(store: VectorStore) -> None:
+    store.insert_rows([make_row(number) for number in range(6)])
+    # In MongoDB's order numbers and texts lie before object ids, truth and dates behind them.
+    bounds = [None, 7, "text", source_id(2), source_id(4), True, datetime(2020, 1, 1, tzinfo=UTC), None]
+    found = [
+        [int(str(record), 16) for record in store.find_stored_records("transaction", within=ShardRange(0, low, up, 0))]
+        for low, up in pairwise(bounds)
+    ]
+    assert found == [[], [], [0, 1], [2, 3], [4, 5], [], []]
+
+
+def test_more_records_than_one_question_takes_are_all_told(store: VectorStore) -> None:
+    store.insert_rows([make_row(number) for number in range(2_100)])
+    ids = [source_id(number) for number in range(50, 2_200)]
+    found = store.find_stored_records("transaction", within=ids)
+    assert found == {source_id(number): StoredRecord(digest_of(number), 1) for number in range(50, 2_100)}
+    assert store.find_stored_records("transaction", within=ShardRange(0, ids[0], None, 0)) == found
+    assert store.find_stored_records("transaction", within=[]) == {}
+
+
+def test_in_a_store_without_the_index_no_record_is_told(
+    store: VectorStore, database: Database[Record], find_records: FindRecords
+) -> None:
+    store.insert_rows([make_row(number) for number in range(5)])
+    database["vectordocuments"].drop_index(DIGEST_INDEX)
+    assert find_records() == {}
+    database["vectordocuments"].drop()
+    assert find_records() == {}
+
+
+def test_what_a_row_was_made_from_is_put_down_and_nothing_else_of_it_changes(
+    store: VectorStore, database: Database[Record]
+) -> None:
+    store.insert_rows([make_row(number) for number in range(1_100)])
+    before = stored_rows(database)
+    made = {document_id(n): (row_hash(make_body(n)), b"n" * 16) for n in range(1_100) if n != 7}
+    for _ in range(2):
+        store.note_digests(made)
+        assert stored_rows(database) == {
+            key: row | {"sourceDigest": b"n" * 16} if key in made else row for key, row in before.items()
+        }
+    store.note_digests({})
+
+
+def test_a_row_that_changed_or_went_meanwhile_is_left_as_it_is(store: VectorStore, database: Database[Record]) -> None:
+    store.insert_rows([make_row(number) for number in (1, 2, 3)])
+    seen = {document_id(n): (row_hash(make_body(n)), b"n" * 16) for n in (1, 2, 3)}
+    store.update_rows({document_id(1): make_change(1, siteId="theirs")})
+    store.remove_documents([document_id(2)])
+    before = stored_rows(database)
+    store.note_digests(seen)
+    after = stored_rows(database)
+    assert after.keys() == {document_id(1), document_id(3)}
+    assert after[document_id(1)] == before[document_id(1)]
+    assert after[document_id(3)]["sourceDigest"] == b"n" * 16
+
+
+# -- rows that change --------------------------------------------------------------------------------------
 
 
 def test_changed_rows_get_their_fields_and_a_higher_version_and_keep_the_rest(
@@ -455,7 +594,7 @@ def test_checkpoints_come_back_as_they_were_saved_and_only_for_their_run(store: 
     store.save_checkpoint("key", 0, empty, now=NOW)
     store.save_checkpoint("other key", 9, empty, now=NOW)
     assert store.load_checkpoints("key") == {0: Manifest(), 3: manifest}
-    assert store.load_stored_ids("key", 3) == set(ids)
+    assert store.load_stored_ids("key", 3) == {one.binary for one in ids}
     assert store.load_stored_ids("key", 0) == store.load_stored_ids("key", 77) == set()
     store.drop_checkpoints("key")
     assert store.load_checkpoints("key") == {}
@@ -486,9 +625,10 @@ def test_jobs_are_listed_newest_first_and_a_live_one_shows_that_it_lives(store: 
     assert [found["jobId"] for found in store.find_jobs({}, limit=1)] == ["b"]
     assert [found["jobId"] for found in store.find_jobs({"status": "processing"})] == ["a"]
     for name in ("a", "b"):
-        store.touch_job(name, now=LATER)
+        store.touch_job(name)
     # What has ended stays as it ended.
-    assert {found["jobId"]: found["updatedAt"] for found in store.find_jobs({})} == {"a": LATER, "b": NOW}
+    found = {row["jobId"]: row["updatedAt"] for row in store.find_jobs({})}
+    assert found["b"] == NOW < found["a"] <= store.read_time()
 
 
 def test_of_two_runs_that_claim_the_same_work_one_gets_it(store: VectorStore) -> None:
@@ -622,6 +762,129 @@ def test_an_empty_collection_of_somebody_else_gets_our_validator(mongo_uri: str,
     assert "validator" in database["vectordocuments"].options()
 
 
+# -- a first load ------------------------------------------------------------------------------------------
+
+EARLY = {"_id_", *(index.name for index in VECTOR_DOCUMENTS.indexes if index.early)}
+DEFERRED = {index.name for index in VECTOR_DOCUMENTS.indexes if not index.early}
+
+
+@pytest.fixture
+def new_store(mongo_uri: str, database: Database[Record]) -> Iterator[VectorStore]:
+    """A store where nothing was made yet."""
+    opened = VectorStore(uri=SecretStr(mongo_uri), database=database.name, embedder="local")
+    yield opened
+    opened.close()
+
+
+def index_names(database: Database[Record]) -> set[str]:
+    return set(database["vectordocuments"].index_information())
+
+
+def test_an_empty_store_that_is_to_be_loaded_gets_the_other_indexes_when_the_load_is_done(
+    new_store: VectorStore, database: Database[Record], mongo_client: MongoClient[Record]
+) -> None:
+    drift = new_store.initialise(4, loading=True)
+    assert (set(drift.deferred), drift.differs) == (DEFERRED, [])
+    assert index_names(database) == EARLY
+    # What is not of the vectors is there from the start: jobs and checkpoints are written meanwhile.
+    assert schema_of(database).keys() - {"ragstore"} == {collection.name for collection in COLLECTIONS}
+    # A row that is there already is told, as in a store that is not being loaded.
+    assert new_store.insert_rows([make_row(1), make_row(2)]) == []
+    assert new_store.insert_rows([make_row(2), make_row(3)]) == [0]
+    assert new_store.find_stored_records("transaction", within=ShardRange(0, None, None, 3)).keys() == {
+        source_id(number) for number in (1, 2, 3)
+    }
+
+    done = new_store.initialise(4)
+    assert list(database["ragstore"].find()) == []
+    database["ragstore"].drop()
+    assert set(done.created) == {f"index {name} of vectordocuments" for name in DEFERRED}
+    assert (done.deferred, done.differs) == ([], [])
+    loaded = schema_of(database)
+    mongo_client.drop_database(database.name)
+    new_store.initialise(4)
+    assert schema_of(database) == loaded
+    again = new_store.initialise(4)
+    assert (again.created, again.differs) == ([], [])
+
+
+def test_a_first_load_that_goes_on_is_still_one_however_much_it_wrote(
+    new_store: VectorStore, database: Database[Record]
+) -> None:
+    new_store.initialise(4, loading=True)
+    new_store.insert_rows([make_row(number) for number in range(10)])
+    drift = new_store.initialise(4, loading=True)
+    assert (drift.created, set(drift.deferred)) == ([], DEFERRED)
+    assert index_names(database) == EARLY
+    new_store.initialise(4)
+    assert index_names(database) == EARLY | DEFERRED
+    # It is done: an index that is lost now is made again by any load.
+    database["vectordocuments"].drop_index("metadata.tags_1")
+    drift = new_store.initialise(4, loading=True)
+    assert (drift.created, drift.deferred) == (["index metadata.tags_1 of vectordocuments"], [])
+
+
+def test_a_first_load_goes_on_without_what_somebody_made_meanwhile(
+    new_store: VectorStore, database: Database[Record]
+) -> None:
+    new_store.initialise(4, loading=True)
+    new_store.insert_rows([make_row(1)])
+    database["vectordocuments"].create_index("teamId")
+    drift = new_store.initialise(4, loading=True)
+    assert (drift.created, set(drift.deferred)) == ([], DEFERRED - {"teamId_1"})
+    new_store.initialise(4)
+    assert index_names(database) == EARLY | DEFERRED
+
+
+def test_while_a_first_load_goes_on_the_store_answers_what_it_answers_afterwards(
+    new_store: VectorStore, database: Database[Record]
+) -> None:
+    new_store.initialise(4, loading=True)
+    new_store.insert_rows([make_row(number, **lineage()) for number in range(20)])
+    shard = ShardRange(0, source_id(3), source_id(9), 0)
+
+    def answers() -> list[Any]:
+        return [
+            new_store.find_stored([document_id(number) for number in range(30)], with_runs=True),
+            new_store.find_stored_records("transaction", within=shard),
+            list(new_store.read_source_ids(shard)),
+            list(new_store.read_source_ids(ShardRange(0, None, None, 0))),
+            new_store.count_records_by_contract("transaction"),
+            new_store.find_documents("transaction", [source_id(4), source_id(77)]),
+            new_store.count_records(new_store.lineage_criteria(Scope(), describer=1, model=None)),
+            list(new_store.read_record_ids(new_store.lineage_criteria(Scope(), describer=1, model=None))),
+        ]
+
+    loading = answers()
+    assert all(loading)
+    new_store.initialise(4)
+    assert answers() == loading
+
+
+@pytest.mark.parametrize("emptied", [False, True], ids=["with documents", "emptied again"])
+def test_a_load_into_a_store_that_has_its_indexes_leaves_them(
+    store: VectorStore, database: Database[Record], emptied: bool
+) -> None:
+    store.insert_rows([make_row(1)])
+    if emptied:
+        store.remove_documents([document_id(1)])
+    before = schema_of(database)
+    drift = store.initialise(4, loading=True)
+    assert (drift.created, drift.deferred, drift.differs) == ([], [], [])
+    assert schema_of(database) == before
+
+
+def test_documents_that_are_there_get_every_index_before_a_load(
+    new_store: VectorStore, database: Database[Record]
+) -> None:
+    new_store.insert_rows([make_row(1)])
+    drift = new_store.initialise(4, loading=True)
+    assert drift.deferred == []
+    assert index_names(database) == EARLY | DEFERRED
+    new_store.remove_documents([document_id(1)])
+    assert new_store.initialise(4, loading=True).deferred == []
+
+
 # -- the source --------------------------------------------------------------------------------------------
 
 
@@ -646,6 +909,75 @@ def test_shards_cover_every_record_whatever_the_type_of_its_id(mongo_uri: str, d
         record_key(source_id(1)),
         record_key("text"),
     }
+    source.close()
+
+
+AS_THE_SOURCE_READS: CodecOptions[Record] = CodecOptions(
+    tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
+
+
+def strange_records() -> list[Any]:
+    """Return records with their fields in several orders, ids of several types and values that are hard to read."""
+    broken = bson.encode({"_id": source_id(9_001), "kept": "text", "left": 1}).replace(b"text", b"t\xff\xfet")
+    return [
+        {"_id": source_id(3), "left": 1, "other": {"b": 1, "a": [1, 2.5]}, "kept": "12.5"},
+        {"_id": source_id(1), "kept": None, "other": datetime(2020, 1, 1, tzinfo=UTC)},
+        {"kept": bson.DatetimeMS(10**15), "_id": "text id"},
+        {"_id": 7, "other": bson.Decimal128("1.50"), "kept": bson.Int64(5)},
+        {"_id": source_id(2), "left": "nothing of this is read"},
+        RawBSONDocument(broken),
+        *({"_id": source_id(10_000 + number), "kept": number, "other": number} for number in range(2_100)),
+    ]
+
+
+def test_records_are_read_with_bytes_that_are_the_same_each_time(mongo_uri: str, database: Database[Record]) -> None:
+    database["transactions"].insert_many(strange_records())
+    source = MongoSource(uri=SecretStr(mongo_uri), database=database.name)
+    fields = ("kept", "other")
+    ranges = [
+        ShardRange(0, None, None, 0),
+        ShardRange(0, None, source_id(2), 0),
+        ShardRange(0, source_id(2), source_id(11_000), 0),
+    ]
+    for shard in ranges:
+        plain = list(source.read_range("transactions", shard, criteria={}, fields=fields))
+        raw = list(source.read_raw_range("transactions", shard, criteria={}, fields=fields))
+        assert len(plain) > 1
+        assert [record for _, record in raw] == plain
+        assert [bson.decode(row, AS_THE_SOURCE_READS) for row, _ in raw] == plain
+        assert list(source.read_raw_range("transactions", shard, criteria={}, fields=reversed(fields))) == raw
+    ids = [record["_id"] for record in database["transactions"].find({}, {"_id": 1})] + [source_id(77), "nobody"]
+    by_id = {record_key(record["_id"]): row for row, record in source.read_raw_records("transactions", ids, fields)}
+    whole = source.read_raw_range("transactions", ranges[0], criteria={}, fields=fields)
+    assert by_id == {record_key(record["_id"]): row for row, record in whole}
+    chosen = list(source.read_raw_range("transactions", ranges[0], criteria={"left": 1}, fields=fields))
+    assert [record["_id"] for _, record in chosen] == [source_id(3), source_id(9_001)]
+    assert chosen[0][0] == bson.encode({"_id": source_id(3), "other": {"b": 1, "a": [1, 2.5]}, "kept": "12.5"})
+    source.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kept": "12.50"}, {"kept": 12.5}, {"other": {"a": [1, 2.5], "b": 1}}, {"other": {"b": 1.0, "a": [1, 2.5]}}],
+    ids=repr,
+)
+def test_a_record_that_changed_in_a_field_that_is_read_has_other_bytes(
+    mongo_uri: str, database: Database[Record], change: Record
+) -> None:
+    record = {"_id": source_id(3), "left": 1, "other": {"b": 1, "a": [1, 2.5]}, "kept": "12.5"}
+    database["transactions"].insert_one(record)
+    source = MongoSource(uri=SecretStr(mongo_uri), database=database.name)
+
+    def read() -> bytes:
+        ((raw, _),) = source.read_raw_records("transactions", [source_id(3)], ("kept", "other"))
+        return raw
+
+    before = read()
+    database["transactions"].update_one({}, {"$set": {"left": 2, "further": 3}})
+    assert read() == before
+    database["transactions"].update_one({}, {"$set": change})
+    assert read() != before
     source.close()
 
 

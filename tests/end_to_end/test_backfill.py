@@ -34,7 +34,7 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Let the code be the next release, whose describer has a new version; the stored one is returned."""
 
     def release() -> int:
-        for module in ("tasks.domain.rows", "tasks.domain.runs", "flows.backfill"):
+        for module in ("tasks.domain.digests", "tasks.domain.rows", "tasks.domain.runs", "flows.backfill"):
             monkeypatch.setattr(f"{module}.DESCRIBER_VERSION", DESCRIBER_VERSION + 1)
         return DESCRIBER_VERSION
 

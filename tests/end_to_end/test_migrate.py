@@ -8,19 +8,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 import pytest
 from bson import ObjectId
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterKey,
-    FlowRunFilter,
-    FlowRunFilterId,
-)
-from prefect.client.schemas.objects import TaskRun
 from pymongo import MongoClient
 
 from tasks.domain.collections import EMBEDDING_JOBS
@@ -30,11 +21,10 @@ from tests.end_to_end.pipeline import (
     SourceData,
     comparable,
     open_pipeline,
-    prefect_client,
     repeated,
     vector_of,
-    wait_for,
 )
+from tests.end_to_end.run_records import STAGES, counts_by_contract, inputs_of, task_runs
 
 DATE = datetime(2024, 3, 1, tzinfo=UTC)
 
@@ -119,14 +109,14 @@ def test_rows_of_a_team_with_one_site_carry_its_site_and_all_others_the_scope_of
 
 def test_the_graph_reads_extract_to_checkpoint_per_shard_and_then_reconcile(whole: Whole) -> None:
     assert whole.run_id is not None
-    stages = ["extract", "validate", "chunk", "embed", "upsert", "checkpoint"]
-    names = {f"{stage} {shard}" for shard in range(4) for stage in stages}
-    runs = task_runs(whole.run_id, expected=len(names) + 4)
+    names = {f"{stage} {shard}" for shard in range(4) for stage in STAGES}
+    runs = task_runs(whole.run_id, expected=len(names) + 5)
     assert names <= runs.keys()
     for shard in range(4):
-        for before, after in pairwise(stages):
+        for before, after in pairwise(STAGES):
             assert runs[f"{before} {shard}"].id in inputs_of(runs[f"{after} {shard}"])
-        assert runs[f"checkpoint {shard}"].id in inputs_of(runs["reconcile"])
+        for last in ("index", "reconcile"):
+            assert runs[f"checkpoint {shard}"].id in inputs_of(runs[last])
         assert inputs_of(runs[f"extract {shard}"]) == {runs["plan"].id}
     assert all(run.state is not None and run.state.is_completed() for run in runs.values())
 
@@ -464,42 +454,3 @@ def test_a_dead_letter_of_a_deleted_record_is_closed(pipeline: Pipeline, source_
     pipeline.transactions.delete_one({"_id": rows[0]["_id"]})
     pipeline.migrate()
     assert [letter["status"] for letter in pipeline.letters()] == ["resolved"]
-
-
-# -- what Prefect says of a run ----------------------------------------------------------------------------
-
-
-def task_runs(flow_run_id: UUID, *, expected: int) -> dict[str, TaskRun]:
-    """Return the task runs of a flow run by name, once the server has saved all of them."""
-
-    def read() -> dict[str, TaskRun] | None:
-        with prefect_client() as client:
-            runs = client.read_task_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])), limit=200
-            )
-        saved = len(runs) >= expected and all(run.state and run.state.is_final() for run in runs)
-        return {run.name: run for run in runs} if saved else None
-
-    return wait_for(read, what=f"{expected} finished task runs")
-
-
-def inputs_of(run: TaskRun) -> set[UUID]:
-    return {given.id for values in run.task_inputs.values() for given in values if given.input_type == "task_run"}
-
-
-def counts_by_contract(flow_run_id: UUID) -> dict[str, tuple[str, int, int, int, int]]:
-    """Return team, read, written, unchanged and dead-lettered by contract, as the run's summary shows them."""
-    with prefect_client() as client:
-        (artifact,) = client.read_artifacts(
-            artifact_filter=ArtifactFilter(
-                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]),
-                key=ArtifactFilterKey(any_=["migrate-summary"]),
-            )
-        )
-    found: dict[str, tuple[str, int, int, int, int]] = {}
-    for line in str(artifact.data).splitlines():
-        cells = [cell.strip().replace(",", "") for cell in line.strip("|").split("|")]
-        if len(cells) == 6 and cells[1].startswith("contract_"):
-            read, written, unchanged, dead_lettered = map(int, cells[2:])
-            found[cells[1]] = (cells[0], read, written, unchanged, dead_lettered)
-    return found

@@ -9,6 +9,7 @@ import pytest
 from tasks.domain.collections import (
     COLLECTIONS,
     DEAD_LETTER_BOX,
+    DIGEST_INDEX,
     EMBEDDING_JOBS,
     EMBEDDING_STATS,
     LOOKUP_INDEX,
@@ -18,6 +19,7 @@ from tasks.domain.collections import (
     Collection,
     vector_index_definition,
 )
+from tasks.domain.rows import VectorForm
 
 Keys = tuple[tuple[str, int | str], ...]
 DAY_S = 86_400
@@ -31,7 +33,7 @@ def indexes(collection: Collection) -> dict[Keys, dict[str, Any]]:
     return {index.keys: index.options for index in collection.indexes}
 
 
-def test_vectordocuments_has_the_applications_indexes_and_one_more_for_looking_up() -> None:
+def test_vectordocuments_has_the_applications_indexes_and_two_more_for_comparing() -> None:
     singles = ["sourceType", "sourceId", "siteId", "teamId", "status", "createdAt"]
     compound = [
         "teamId siteId sourceType",
@@ -46,8 +48,16 @@ def test_vectordocuments_has_the_applications_indexes_and_one_more_for_looking_u
     expected[keys("expiresAt")] = {"expireAfterSeconds": 0}
     expected[(("content", "text"), ("summary", "text"), ("metadata.tags", "text"))] = {}
     expected[keys("documentId contentHash rowHash sourceId lineage.chunks")] = {}
+    expected[keys("sourceId sourceDigest lineage.chunks")] = {}
     assert indexes(VECTOR_DOCUMENTS) == expected
-    assert sum(index.name == LOOKUP_INDEX for index in VECTOR_DOCUMENTS.indexes) == 1
+    for name in (LOOKUP_INDEX, DIGEST_INDEX):
+        assert sum(index.name == name for index in VECTOR_DOCUMENTS.indexes) == 1
+
+
+def test_every_unique_index_of_vectordocuments_is_there_before_the_first_row_is_written() -> None:
+    unique = [index for index in VECTOR_DOCUMENTS.indexes if index.options.get("unique")]
+    assert unique
+    assert all(index.early for index in unique)
 
 
 def test_vector_documents_expire_only_by_their_own_date() -> None:
@@ -128,9 +138,13 @@ def test_every_field_of_embeddingjobs_has_its_bounds() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [256, 1536])
-def test_the_vector_index_filters_by_tenant_before_it_ranks(dimensions: int) -> None:
-    vector, *filters = vector_index_definition(dimensions)["fields"]
-    assert vector == {"type": "vector", "path": "embedding", "numDimensions": dimensions, "similarity": "cosine"}
+@pytest.mark.parametrize(
+    ("form", "similarity"),
+    [("float32", "cosine"), ("int8", "cosine"), ("doubles", "cosine"), ("bits", "euclidean")],
+)
+def test_the_vector_index_filters_by_tenant_before_it_ranks(dimensions: int, form: VectorForm, similarity: str) -> None:
+    vector, *filters = vector_index_definition(dimensions, form)["fields"]
+    assert vector == {"type": "vector", "path": "embedding", "numDimensions": dimensions, "similarity": similarity}
     assert [field["path"] for field in filters] == list(VECTOR_FILTERS)
     assert {field["type"] for field in filters} == {"filter"}
     assert {"siteId", "teamId", "sourceType", "status"} < set(VECTOR_FILTERS)

@@ -68,3 +68,14 @@ def test_merging_adds_every_figure_of_both(one: Manifest, two: Manifest) -> None
 @given(manifests)
 def test_a_checkpoint_gives_back_the_same_manifest(manifest: Manifest) -> None:
     assert Manifest.from_record(orjson.loads(orjson.dumps(manifest.to_record()))) == manifest
+
+
+def test_records_that_were_not_looked_at_count_as_if_they_had_been() -> None:
+    skipped, looked_at = Manifest(), Manifest()
+    skipped.add_unchanged({("t1", "c1", 1): 3, ("t1", "c1", 4): 2, (None, "c2", 1): 1})
+    looked_at.add(Owner("t1", "c1"), read=5, unchanged=5, chunks=11)
+    looked_at.add(Owner(None, "c2"), read=1, unchanged=1, chunks=1)
+    assert skipped == looked_at
+    skipped.require_closed("shard 1")
+    skipped.add_unchanged({})
+    assert skipped == looked_at

@@ -40,7 +40,9 @@ KEY = f"transaction:{TOKEN_ID}:{TX_HASH}"
 NOW = datetime(2025, 7, 20, 12, 0, 0, 123_000, tzinfo=UTC)
 VECTOR = np.array([0.5, -0.5, 0.1, 0.7], dtype=np.float32)
 AWARE: bson.CodecOptions[dict[str, Any]] = bson.CodecOptions(tz_aware=True)
+#: Forms that keep every bit of a vector, and forms that round it.
 FORMS: tuple[VectorForm, ...] = ("float32", "doubles")
+SMALL_FORMS: tuple[VectorForm, ...] = ("int8", "bits")
 
 
 def body_of(chunks: int = 1, facts: EmbedderFacts = FACTS, text: str = "some text", **changes: Any) -> bytes:
@@ -57,6 +59,7 @@ def whole_row(form: VectorForm) -> dict[str, Any]:
         form=form,
         content_hash=b"c" * 16,
         row_hash=row_hash(body),
+        source_digest=b"d" * 16,
         run_id="run-1",
         now=NOW,
     )
@@ -81,6 +84,7 @@ def test_a_new_row_decodes_to_the_fields_of_vectordocuments(form: VectorForm) ->
     assert row["createdAt"] == row["updatedAt"] == NOW
     assert row["runId"] == "run-1"
     assert (row["contentHash"], row["rowHash"]) == (b"c" * 16, row_hash(body_of()))
+    assert row["sourceDigest"] == b"d" * 16
     assert row["lineage"] == {
         "model": "model",
         "dimensions": 4,
@@ -111,6 +115,7 @@ def test_a_row_of_doubles_holds_no_integers_that_would_break_the_schema() -> Non
         form="doubles",
         content_hash=b"c" * 16,
         row_hash=b"r" * 16,
+        source_digest=b"d" * 16,
         run_id="run-1",
         now=NOW,
     )
@@ -127,6 +132,7 @@ def test_a_vector_comes_back_bit_by_bit_from_either_form(form: VectorForm, vecto
         form=form,
         content_hash=b"c" * 16,
         row_hash=b"r" * 16,
+        source_digest=b"d" * 16,
         run_id="run-1",
         now=NOW,
     )
@@ -144,10 +150,70 @@ def test_a_slice_of_a_matrix_is_stored_like_a_vector_of_its_own() -> None:
         form="float32",
         content_hash=b"c" * 16,
         row_hash=b"r" * 16,
+        source_digest=b"d" * 16,
         run_id="run-1",
         now=NOW,
     )
     assert read_vector(bson.decode(row.raw)["embedding"]).tolist() == VECTOR[::-1].tolist()
+
+
+def stored_as(vector: Any, form: VectorForm) -> Any:
+    row = new_row(
+        body_of(),
+        row_id=ObjectId(RECORD_ID),
+        vector=vector,
+        form=form,
+        content_hash=b"c" * 16,
+        row_hash=b"r" * 16,
+        source_digest=b"d" * 16,
+        run_id="run-1",
+        now=NOW,
+    )
+    return bson.decode(row.raw)["embedding"]
+
+
+unit_vectors = arrays.arrays(np.float32, st.integers(1, 80), elements=st.floats(-1, 1, width=32)).filter(
+    lambda vector: float(np.linalg.norm(vector)) > 1e-3
+)
+
+
+@given(vector=unit_vectors)
+def test_an_int8_vector_points_where_the_whole_one_does_but_for_its_rounding(vector: Any) -> None:
+    stored = stored_as(vector, "int8")
+    largest = float(np.abs(vector).max())
+    read = stored.as_vector()
+    assert (stored.subtype, read.dtype, max(map(abs, read.data))) == (9, BinaryVectorDtype.INT8, 127)
+    assert np.abs(np.array(read.data) - vector * (127 / largest)).max() <= 0.5 + 1e-4
+    found = read_vector(stored)
+    assert (found.dtype, found.shape) == (np.float32, vector.shape)
+    assert abs(float(np.linalg.norm(found)) - 1) < 1e-3
+    assert np.allclose(found / np.abs(found).max(), np.array(read.data) / 127, atol=1e-5)
+
+
+@given(vector=unit_vectors)
+def test_a_vector_of_bits_keeps_the_sign_of_every_number(vector: Any) -> None:
+    stored = stored_as(vector, "bits")
+    assert len(stored) == 2 + (len(vector) + 7) // 8
+    assert (stored.subtype, stored.as_vector().dtype, stored[1]) == (
+        9,
+        BinaryVectorDtype.PACKED_BIT,
+        -len(vector) % 8,
+    )
+    found = read_vector(stored)
+    assert (found.dtype, found.shape) == (np.float32, vector.shape)
+    assert ((found > 0) == (vector > 0)).all()
+    assert abs(float(np.linalg.norm(found)) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("form", SMALL_FORMS)
+def test_a_slice_of_a_matrix_is_stored_small_like_a_vector_of_its_own(form: VectorForm) -> None:
+    columns = np.asfortranarray(np.stack([VECTOR, VECTOR[::-1]]))
+    assert stored_as(columns[1], form) == stored_as(VECTOR[::-1].copy(), form)
+
+
+def test_a_vector_of_an_unknown_kind_is_not_read() -> None:
+    with pytest.raises(TypeError, match="unknown kind 0x42"):
+        read_vector(Binary(b"\x42\x00abcd", 9))
 
 
 @pytest.mark.parametrize("stored", [None, 17, {"a": 1}])
@@ -165,13 +231,20 @@ def test_a_change_without_a_vector_leaves_the_stored_one_and_its_birth() -> None
             form="float32",
             content_hash=b"c" * 16,
             row_hash=b"r" * 16,
+            source_digest=b"d" * 16,
             run_id="run-2",
             now=NOW,
         ).raw,
         AWARE,
     )
     assert not {"_id", "embedding", "createdAt", "version"} & fields.keys()
-    assert fields.keys() == bson.decode(body).keys() | {"contentHash", "rowHash", "runId", "updatedAt"}
+    assert fields.keys() == bson.decode(body).keys() | {
+        "contentHash",
+        "rowHash",
+        "sourceDigest",
+        "runId",
+        "updatedAt",
+    }
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -183,6 +256,7 @@ def test_a_change_with_a_vector_gives_the_fields_of_a_new_row_but_its_birth(form
         form=form,
         content_hash=b"c" * 16,
         row_hash=row_hash(body),
+        source_digest=b"d" * 16,
         run_id="run-1",
         now=NOW,
     )

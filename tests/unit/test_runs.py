@@ -83,3 +83,10 @@ def test_all_flow_runs_that_were_at_a_work_wrote_its_rows() -> None:
     run = Run(key="k", id="third", scope=Scope(), started_ms=0, earlier_ids=("first", "second"))
     assert run.ids == {"first", "second", "third"}
     assert Run(key="k", id="only", scope=Scope(), started_ms=0).ids == {"only"}
+
+
+@pytest.mark.parametrize("doubt", ["target_was_empty", "may_have_written", "rebuild", "thorough"])
+def test_a_run_that_is_asked_for_more_or_knows_less_looks_at_every_record(doubt: str) -> None:
+    run = Run(key="k", id="i", scope=Scope(), started_ms=0)
+    assert run.may_skip
+    assert not replace(run, **{doubt: True}).may_skip

@@ -295,7 +295,8 @@ def test_writers_and_deleters_at_once_do_not_trip_over_each_other(shared: Shared
     stop = threading.Event()
 
     def delete() -> None:
-        while not stop.is_set():
+        # Without a moment between two deletes a busy machine may let the writer never get a word in.
+        while not stop.wait(0.001):
             shared.delete_under("run/paid/000001/")
 
     deleter = threading.Thread(target=delete)

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blocks.tokens import count_tokens
-from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, describe_transaction
+from tasks.domain.chunks import CHUNKER_VERSION, ChunkSize, split_text
+from tasks.domain.documents import DESCRIBER_VERSION, MAX_SUMMARY_CHARS, Document, describe_transaction
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import Owners
+from tasks.domain.rows import encode_body
 from tasks.domain.transactions import Transaction, parse_transaction
+from tasks.domain.vectors import EmbedderFacts
 from tests.conftest import read_extended_json
 
 NOW_MS = round(datetime(2025, 7, 20, tzinfo=UTC).timestamp() * 1000)
 ORDINARY_TOKENS = 80
+
+#: What the records of each file become, all their rows' bodies in order, under these versions of the code. A record
+#: that is stored is not described again until a version is raised, so no change of it may go unseen.
+MADE_BY = {"DESCRIBER_VERSION": 1, "CHUNKER_VERSION": 1}
+BODIES = {
+    "transactions.sample.jsonl.gz": "b35a20dd2b0187a4b094543b099ca90d",
+    "staking.synthetic.jsonl": "bb1758eed87c23e01ffcd44f13d8edc5",
+    "messy.jsonl": "175a67418917d87bf55aedb9888cd65b",
+}
+FACTS = EmbedderFacts("gemini-embedding-001", 1536, "RETRIEVAL_DOCUMENT", 100, 2_048)
 
 #: Class -> the code of its dead letter, or what its document must know.
 MESSY: dict[str, str | dict[str, Any]] = {
@@ -201,3 +216,31 @@ def test_dirt_ends_as_a_right_document_or_as_a_dead_letter(shared_data: Path, ow
             document = describe_transaction(transaction)
             assert len(document.summary) <= MAX_SUMMARY_CHARS
             document.content.encode()
+
+
+def digest_of_bodies(records: Iterable[dict[str, Any]], owners: Owners) -> str:
+    """Return what stands for all that the records become: the bodies of their rows, or why they are refused."""
+    found = blake2b(digest_size=16)
+    for record in records:
+        try:
+            document = describe_transaction(parse_transaction(record, owners, now_ms=NOW_MS))
+        except RecordError as error:
+            found.update(error.code.encode())
+            continue
+        chunks = split_text(document.content, ChunkSize(), count_tokens)
+        for chunk in chunks:
+            found.update(encode_body(document, chunk, len(chunks), FACTS))
+    return found.hexdigest()
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_records_become_what_is_pinned_beside_the_versions_of_the_code(
+    shared_data: Path, owners: Owners, name: str
+) -> None:
+    records = [record.get("doc", record) for record in read_extended_json(shared_data / name)]
+    found = digest_of_bodies(records, owners)
+    versions = {"DESCRIBER_VERSION": DESCRIBER_VERSION, "CHUNKER_VERSION": CHUNKER_VERSION}
+    assert (versions, found) == (MADE_BY, BODIES[name]), (
+        "what records become has changed: raise DESCRIBER_VERSION (or CHUNKER_VERSION, if texts are cut elsewhere) and "
+        f"pin {versions} and {found} here, else stores keep the old rows for ever"
+    )

@@ -18,6 +18,7 @@ from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from flows.blocks import Stopping
 from tasks.domain.quotas import Quota
+from tasks.embed import Slots
 
 URI = SecretStr("mongodb://127.0.0.1:9")
 STORE = VectorStore(uri=URI, database="somewhere", embedder="gemini")
@@ -48,3 +49,12 @@ def test_it_arrives_as_it_was(name: str) -> None:
         assert (arrived.max_texts, arrived.max_tokens) == (given.max_texts, given.max_tokens)
     elif not isinstance(given, Stopping):
         assert arrived.model_dump() == given.model_dump()
+
+
+def test_slots_arrive_as_many_and_free_in_another_process() -> None:
+    slots = Slots(2)
+    with slots.taken(slots.join()), slots.taken(slots.join()):
+        arrived = cloudpickle.loads(cloudpickle.dumps(slots))
+        assert arrived.number == 2
+        with arrived.taken(arrived.join()), arrived.taken(arrived.join()):  # these are its own: two of them are free
+            pass
