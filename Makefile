@@ -5,12 +5,14 @@
 # make down     stop what `make up` started
 # make ui       the Prefect UI with every local run
 # make bench    all figures of a migration beside their targets, into bench/   (ROWS=871781 SIZES=10000,50000,200000)
+# make chaos    a migration of 20,000 rows under 50 random kills of worker, Prefect server and mongod   (SEED=1)
 # make lock     new versions into the lock files (needs a package index)
 # make clean    forget the local servers' data and the virtual environment
-.PHONY: demo test check setup up down ui bench lock clean
+.PHONY: demo test check setup up down ui bench chaos lock clean
 
 PYTHON ?= python3
 ROWS ?= 5000
+SEED ?= 1
 FRESH ?=
 SIZES ?=
 PYTEST_ARGS ?=
@@ -49,6 +51,9 @@ bench: $(READY)
 
 $(READY): requirements.lock requirements-uv.lock pyproject.toml deployments/set_up.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh deployments/set_up.sh
+
+chaos: $(READY)
+	@$(BIN)/python -m tests.chaos --seed $(SEED)
 
 lock: $(READY)
 	printf 'uv\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

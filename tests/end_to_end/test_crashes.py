@@ -84,7 +84,15 @@ def by_clock(file: Path, *machine: str, **parameters: Any) -> tuple[str, ...]:
     return (sys.executable, "-m", "tests.chaos.clock", str(file), json.dumps(parameters), *machine)
 
 
-def reach(held: HeldRequest, process: subprocess.Popen[bytes], pipeline: Pipeline, name: str = "elsewhere") -> None:
+class Held(HeldRequest):
+    """A held request that can be looked for without waiting."""
+
+    @property
+    def has_arrived(self) -> bool:
+        return self._arrived.is_set()
+
+
+def reach(held: Held, process: subprocess.Popen[bytes], pipeline: Pipeline, name: str = "elsewhere") -> None:
     """Return when the held request is there; fail with the log if the process ends without it."""
 
     def look() -> bool | None:
@@ -103,14 +111,6 @@ def complete(process: subprocess.Popen[bytes], pipeline: Pipeline, name: str = "
     said = log_of(pipeline, name).read_text()
     assert code == 0, said[-3_000:]
     return said
-
-
-class Held(HeldRequest):
-    """A held request that can be looked for without waiting."""
-
-    @property
-    def has_arrived(self) -> bool:
-        return self._arrived.is_set()
 
 
 @pytest.fixture(scope="module")
@@ -502,9 +502,13 @@ def test_a_dead_run_of_another_machine_whose_clock_was_ahead_is_not_alive_for_ev
         pipeline.refusal(**BY_SHARD)
         server.faults = ()
         # As that machine left it when it lost its power.
-        ahead = {"status": "processing", "workerId": "other:1:1:another-machine", "workerHost": "other"}
-        ahead |= {"updatedAt": datetime.now(UTC) + timedelta(days=30)}
-        pipeline.store["embeddingjobs"].update_one({}, {"$set": ahead})
+        left: Record = {
+            "status": "processing",
+            "workerId": "other:1:1:another-machine",
+            "workerHost": "other",
+            "updatedAt": datetime.now(UTC) + timedelta(days=30),
+        }
+        pipeline.store["embeddingjobs"].update_one({}, {"$set": left})
         assert pipeline.migrate(**BY_SHARD)["resumed_shards"] == 1
     assert comparable(pipeline.documents()) == undisturbed
 
