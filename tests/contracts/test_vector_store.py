@@ -432,6 +432,14 @@ def test_ids_of_a_range_are_half_open_and_in_order(store: VectorStore) -> None:
     assert len(list(store.read_source_ids(ShardRange(0, None, None, 4)))) == 5
 
 
+def test_a_range_holds_something_if_any_document_of_its_records_is_stored(store: VectorStore) -> None:
+    assert not store.holds_any(ShardRange(0, None, None, 0))
+    # The second chunk alone, as a load leaves it that died between two writes.
+    store.insert_rows([make_row(3, ordinal=1, chunks=2)])
+    for lower, upper, found in ((0, 3, False), (3, 4, True), (0, 9, True), (4, 9, False)):
+        assert store.holds_any(ShardRange(0, source_id(lower), source_id(upper), 0)) is found
+
+
 def test_records_are_counted_by_contract_once_each_and_other_sources_not(store: VectorStore) -> None:
     store.insert_rows([make_row(number) for number in range(9)] + [make_row(4, ordinal=1)])
     store.insert_rows([make_row(50, documentId="session:contract_0:0x50:0", sourceType="session")])

@@ -21,6 +21,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Scheduled
 from pymongo import MongoClient
 
+from blocks.gemini import GeminiEmbedder
 from blocks.tokens import count_tokens
 from flows.backfill import backfill
 from flows.migrate import migrate
@@ -278,10 +279,6 @@ def test_a_text_that_several_shards_hold_is_in_one_job_and_the_others_wait_for_i
 def test_a_shard_that_is_too_large_for_a_job_has_several(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:
-    embedder = loaded.settings
-    assert embedder is not None
-    from blocks.gemini import GeminiEmbedder
-
     loaded.register()
     block = GeminiEmbedder.load("gemini", _sync=True)  # type: ignore[call-arg]
     block.batch_texts_per_job = 120
@@ -289,7 +286,7 @@ def test_a_shard_that_is_too_large_for_a_job_has_several(
     try:
         report = loaded.migrate(**IN_BATCH)
     finally:
-        Pipeline._registered = None
+        Pipeline._registered = None  # the next test has a block of its own
     assert_stored_as_ever(loaded, service, ordinary, report)
     assert Counter(map(shard_of, service.made)) == {0: 3, 1: 3, 2: 3}
 
@@ -596,7 +593,6 @@ def test_a_killed_process_leaves_a_run_that_goes_on_with_its_jobs(
     service: Service,
     ordinary: Ordinary,
     prefect_api: str,
-    monkeypatch: pytest.MonkeyPatch,
     matches: Callable[[str, str], bool],
     nth: int,
     when: str,
@@ -616,6 +612,21 @@ def test_a_killed_process_leaves_a_run_that_goes_on_with_its_jobs(
     assert sorted(map(shard_of, service.made)) == [0, 1, 2]
     service.require_nothing_left(files=when == "before")
     assert [job["status"] for job in loaded.jobs()] == ["completed"]
+
+
+def test_a_run_whose_files_are_lost_while_its_jobs_run_finds_them_by_their_names(
+    loaded: Pipeline, service: Service, ordinary: Ordinary
+) -> None:
+    run_until_it_waits(loaded, **IN_BATCH)
+    files = list((loaded.home / "shards").rglob("batch-*.arrow"))
+    assert len(files) == SHARDS
+    for file in files:
+        file.unlink()
+    report = loaded.migrate(**IN_BATCH)
+    assert comparable(loaded.documents()) == comparable(ordinary.documents)
+    assert embedded_texts(service.server) == Counter(ordinary.texts)
+    assert report["batch_tokens"] == report["tokens"]
+    assert sorted(map(shard_of, service.made)) == [0, 1, 2]
 
 
 def test_machines_that_share_a_shard_store_go_on_with_each_others_jobs(

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,8 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
+from blocks.vector_store import VectorStore
+from deployments.register_blocks import make_blocks
 from flows.ingest import ingest
 from tests.chaos.disk import UNSHARE, may_mount
 from tests.chaos.proof import files_in
@@ -366,6 +369,21 @@ class HoldsTexts(LoopbackGemini):
         if set(texts) != {CHECK}:
             self.let_go.wait(240)
         return super()._answer_texts(wanted, texts, **more)
+
+
+def test_many_that_make_a_new_store_at_once_do_not_trip_over_each_other(pipeline: Pipeline) -> None:
+    stores = [make_blocks(pipeline.settings).vectors for _ in range(6)]
+    together = threading.Barrier(len(stores))
+
+    def initialise(store: VectorStore) -> None:
+        store.check()
+        together.wait()
+        store.initialise(64)
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        for made in [pool.submit(initialise, store) for store in stores]:
+            made.result()
+    assert stores[0].initialise(64).created == []
 
 
 def test_of_two_migrations_that_are_started_at_once_one_does_the_work_and_the_other_refuses(

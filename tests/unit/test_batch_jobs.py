@@ -8,19 +8,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
+from pydantic import SecretStr
 
 from blocks.gemini import USD_PER_MILLION_TOKENS
 from blocks.gemini_batches import BATCH_USD_PER_MILLION_TOKENS, BatchFacts
 from blocks.shards import ShardStore
-from tasks.batch import FEWEST_TEXTS, Choice, Submission, choose_texts, jobs_prefix
+from blocks.vector_store import VectorStore
+from tasks.batch import FEWEST_TEXTS, Choice, Purse, Submission, choose_texts, jobs_prefix
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import BatchesUnderWayError
 from tasks.domain.jobs import JobOrigin, job_record
 from tasks.domain.manifests import BATCH_PRICE_SHARE, Manifest
+from tasks.domain.quotas import Allowance, Quota
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import Shard, ShardFile
@@ -142,6 +146,14 @@ def test_a_job_is_known_by_its_run_its_shard_and_its_attempt() -> None:
     assert len(set(names)) == len(names)
     assert [name.startswith(jobs_prefix("run-1")) for name in names] == [True] * 4 + [False] * 4
     assert [name.startswith(jobs_prefix("run-1", 7)) for name in names[:4]] == [True, True, True, False]
+
+
+def test_what_jobs_may_spend_can_go_to_another_process() -> None:
+    store = VectorStore(uri=SecretStr("mongodb://127.0.0.1:9"), database="somewhere", embedder="gemini")
+    purse = Purse(store, Allowance.of(Quota(usd_per_day=2.0), budget_usd=1.0), 0.075, "run")
+    arrived = cloudpickle.loads(cloudpickle.dumps(purse))
+    assert (arrived.allowance, arrived.usd_per_million_tokens, arrived.run_key) == (purse.allowance, 0.075, "run")
+    assert arrived.vectors.model_dump() == store.model_dump()
 
 
 # -- price and record ------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ AWKWARD = [
     "a\u2581b",
     "\u2581a \u2581 b",
     "a \u2581b",
+    "\u2581 \u2581",
+    "a\u2581 \u2581\u2581 b",
     "swapExactETHForTokens(uint256,address[])",
     "🍣 👨\u200d👩\u200d👧 🇩🇪",
     "مرحبا بالعالم",

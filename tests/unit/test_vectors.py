@@ -63,6 +63,15 @@ def test_every_vector_has_length_one_and_keeps_its_direction(rows: Any) -> None:
     assert (np.sign(unit[range(5), widest]) == np.sign(rows[range(5), widest])).all()
 
 
+@given(arrays.arrays(np.float32, (3, 4), elements=st.floats(width=32)))
+def test_whatever_numbers_come_a_vector_has_length_one_or_is_refused(rows: Any) -> None:
+    try:
+        unit = checked_vectors(rows, count=3, dimensions=4)
+    except TransientError:
+        return
+    assert np.abs(np.linalg.norm(unit, axis=1) - 1).max() < NORM_TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
@@ -77,6 +86,8 @@ def test_every_vector_has_length_one_and_keeps_its_direction(rows: Any) -> None:
         ([[1.0, 1e300], [1.0, 0.0]], "NaN or infinity"),
         ([[0.0, 0.0], [1.0, 0.0]], "zeros"),
         ([[1e-300, 0.0], [1.0, 0.0]], "zeros"),
+        ([[3e38, 3e38], [1.0, 0.0]], "infinity"),
+        ([[1e-45, 3e-45], [1.0, 0.0]], "zeros"),
         ([[None, 1.0], [1.0, 0.0]], "NaN|numbers"),
         ([["a", "b"], [1.0, 0.0]], "numbers"),
         ([[{}, 1.0], [1.0, 0.0]], "numbers"),
