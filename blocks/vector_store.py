@@ -156,12 +156,13 @@ class VectorStore(MongoDatabase):
         database = self.open_database()
         compressed: Record = {"storageEngine": schema.VECTORS_STORAGE} if name == schema.VECTORS else {}
         try:
-            database.create_collection(name, **options, **compressed)
+            # Only the server says whether it is there: the driver would look first, and raise an error of another kind.
+            database.create_collection(name, check_exists=False, **options, **compressed)
         except mongo.OperationFailure as error:
             if error.code == _NAMESPACE_EXISTS or not compressed:
                 raise
             # Hosted servers may leave the choice of storage to nobody.
-            database.create_collection(name, **options)
+            database.create_collection(name, check_exists=False, **options)
             drift.notes.append(f"this server does not let {name} be compressed with zstd: it takes a fifth more disk")
         drift.created.append(f"collection {name}")
 
