@@ -173,6 +173,9 @@ def take_up(run: Run, origin: JobOrigin, parts: Parts, *, resume: bool) -> Job:
     now = vectors.read_time()
     store.sweep(now_s=time.time())
     taken_up = None
+    if previous is not None and previous["status"] == "completed" and previous["metadata"]["runKey"] != run.key:
+        # Its process may have died before it deleted what it left between its stages. (A partition has its load's key.)
+        forget(replace(run, key=previous["metadata"]["runKey"]), parts)
     if previous is not None and previous["status"] != "completed":
         if previous["status"] == "processing" and is_alive(previous, now=now):
             raise WorkTakenError(
