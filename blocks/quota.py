@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,9 +127,21 @@ def open_gate(
     )
 
 
-def utc_now() -> datetime:
-    """Return the moment it is."""
-    return datetime.now(UTC)
+class StoreClock:
+    """Tells the time by the store's clock, asked once, whatever this machine's says or is set to.
+
+    All processes count into the same days: one whose clock is ahead would begin days that never end for the others.
+    """
+
+    def __init__(self, store: VectorStore) -> None:
+        self._store = store
+        self._ahead: float | None = None
+
+    def __call__(self) -> datetime:
+        """Return the moment it is."""
+        if self._ahead is None:
+            self._ahead = self._store.read_time().timestamp() - time.monotonic()
+        return datetime.fromtimestamp(self._ahead + time.monotonic(), UTC)
 
 
 def _gate_again(
@@ -171,7 +184,7 @@ class EmbeddingGate:
         keep_back: float = 0.0,
         budget_usd: float | None = None,
         stop: threading.Event | None = None,
-        now: Callable[[], datetime] = utc_now,
+        now: Callable[[], datetime] | None = None,
     ) -> None:
         self._made_with = (store, quota, usd_per_million_tokens, run_key, name, keep_back, budget_usd)
         self._store = store
@@ -181,7 +194,7 @@ class EmbeddingGate:
         self._allowance = Allowance.of(quota, keep_back=keep_back, budget_usd=budget_usd)
         self._largest = largest_batch(quota, usd_per_million_tokens=usd_per_million_tokens, budget_usd=budget_usd)
         self._stop = stop or threading.Event()
-        self._now = now
+        self._now = now or StoreClock(store)
         self._line = _Line()
         #: The day on which a thread's last request was counted.
         self._counted_by_thread = threading.local()

@@ -26,7 +26,7 @@ from prefect.types import SecretDict
 from deployments import work_pool
 from deployments.settings import Settings
 from flows.hooks import ALERT_TOLD
-from flows.pauses import AWAITING_QUOTA, BUDGET_SPENT, WAITS_FOR_A_PERSON, allow_command
+from flows.pauses import AWAITING_BATCH, AWAITING_QUOTA, BUDGET_SPENT, WAITS_FOR_A_PERSON, allow_command
 from tasks.domain.incidents import (
     COOLDOWN,
     Incident,
@@ -65,7 +65,7 @@ _ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Crashe
 #: A run that waits for its time or for a person has no process and needs none.
 _WAITS = {
     f"prefect.flow-run.{name}"
-    for name in ("Scheduled", "AwaitingRetry", "Paused", "Suspended", AWAITING_QUOTA, BUDGET_SPENT)
+    for name in ("Scheduled", "AwaitingRetry", "Paused", "Suspended", AWAITING_QUOTA, AWAITING_BATCH, BUDGET_SPENT)
 }
 _RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 #: Marks in a message, filled in from the event when it is sent: the state's message is that of a run's new state.

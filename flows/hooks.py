@@ -47,6 +47,7 @@ _SCOPE = {
     "shard_rows": "--shard-rows",
     "shards_in_flight": "--shards-in-flight",
     "child_runs": "--child-runs",
+    "batch": "--batch",
     "budget_usd": "--budget-usd",
     "retries": "--retries",
     "dry_run": "--dry-run",

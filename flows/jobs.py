@@ -49,12 +49,13 @@ _at_work_here: set[str] = set()
 
 
 def new_run(scope: Scope, parts: Parts, *, bulk: bool = False, rebuild: bool = False, thorough: bool = False) -> Run:
-    """Return a run that begins now. With ``bulk`` it looks whether the store is empty."""
+    """Return a run that begins now, by the store's clock. With ``bulk`` it looks whether the store is empty."""
+    now = parts.vectors.read_time()
     return Run(
-        key=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}",
+        key=f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}",
         id=str(runtime.flow_run.id or uuid4()),
         scope=scope,
-        started_ms=int(time.time() * 1000),
+        started_ms=int(now.timestamp() * 1000),
         target_was_empty=bulk and parts.vectors.is_empty(),
         rebuild=rebuild,
         thorough=thorough,
@@ -171,7 +172,8 @@ def take_up(run: Run, origin: JobOrigin, parts: Parts, *, resume: bool) -> Job:
     vectors, store = parts.vectors, parts.store
     previous = _find_previous(origin.fingerprint, vectors)
     now = vectors.read_time()
-    store.sweep(now_s=time.time())
+    # Files have this machine's times; a clock that is ahead must not make them look old.
+    store.sweep(now_s=min(time.time(), now.timestamp()))
     taken_up = None
     if previous is not None and previous["status"] == "completed" and previous["metadata"]["runKey"] != run.key:
         # Its process may have died before it deleted what it left between its stages. (A partition has its load's key.)

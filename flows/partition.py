@@ -327,7 +327,7 @@ def _raise_what_stopped(run: FlowRun, child: _Child, job: Job, vectors: VectorSt
         if until is not None:
             raise QuotaSpentError(words, until=until)
         allowed = float(job.origin.choices["budgetAllowedUsd"]) if job.origin.choices else 0.0
-        spent = job.manifest.tokens * job.parts.facts.usd_per_million_tokens / 1_000_000
+        spent = job.manifest.cost_usd(job.parts.facts.usd_per_million_tokens)
         raise BudgetSpentError(spent, allowed)
     if run.state is not None and run.state.is_failed():
         raise TerminalError(f"partition {child.number} failed: {run.state.message}")

@@ -23,7 +23,7 @@ from tenacity import (
 
 from blocks.gemini import GeminiEmbedder
 from blocks.gemini_batches import BatchFacts, BatchGoneError, BatchJob
-from blocks.quota import GEMINI_QUOTA, utc_now
+from blocks.quota import GEMINI_QUOTA
 from blocks.shards import PaidTexts, ShardStore
 from blocks.vector_store import VectorStore
 from tasks.domain.batches import batched
@@ -153,7 +153,7 @@ class Purse:
         """
         nano_usd, most = cost_nano_usd(tokens, self.usd_per_million_tokens), self.allowance
         while True:
-            now = utc_now()
+            now = self.vectors.read_time()
             counted, spending = self.vectors.reserve_spending(
                 GEMINI_QUOTA, self.run_key, texts=texts, tokens=tokens, nano_usd=nano_usd, allowance=most, now=now
             )
@@ -177,7 +177,7 @@ class Purse:
             texts=texts,
             tokens=tokens,
             nano_usd=cost_nano_usd(tokens, self.usd_per_million_tokens),
-            now=utc_now(),
+            now=self.vectors.read_time(),
         )
 
 

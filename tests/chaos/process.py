@@ -22,8 +22,9 @@ _NEXT = {
     "embed": "upsert",
     "upsert": "checkpoint",
     "check embedder": "initialise",
-    "initialise": "extract",
-    "plan": "extract",
+    "initialise": "plan",
+    "plan": "forecast",
+    "forecast": "extract",
     "index": "reconcile",
     "reconcile": "end",
 }
@@ -73,6 +74,8 @@ class Process:
     def _read(self, line: str) -> None:
         if "Flow run '" in line:
             self.is_at_work = True
+        if "- taking up run" in line:
+            self._phase = "extract"
         progress = _PROGRESS.search(line)
         if progress is not None and progress[1] == progress[2]:
             self._phase = "index"
