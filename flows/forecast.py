@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import islice
-from uuid import uuid4
 
 from prefect import get_run_logger, task
 
@@ -30,8 +28,8 @@ _SAMPLED_SHARDS, _SAMPLED_RECORDS = 40, 25
 @task(name="forecast", task_run_name="forecast", **STAGE)
 def forecast_load(run: Run, shards: Sequence[ShardRange], parts: Parts) -> Forecast:
     """Return what the shards will embed, from the first records of some of them; log it by tier. Writes nothing."""
-    # Its files have a run of their own: the shards' numbers are taken.
-    sample = replace(run, key=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}")
+    # A folder of its own, because the shards' numbers are taken; within the run's, with which it goes whatever happens.
+    sample = replace(run, key=f"{run.key}/forecast")
     step = max(1, len(shards) // _SAMPLED_SHARDS)
     sampled = 0
     seen: dict[bytes, int] = {}
