@@ -1,5 +1,6 @@
 # make demo     the main job, from nothing: set-up, a generated source, a migration, three answers   (ROWS=5000 FRESH=)
 # make test     set-up, formatting, lint, types, import direction, tests
+# make test-long   tests that take minutes for one corner, which `make test` leaves out
 # make setup    set-up alone; the command is then .venv/bin/cryptique-rag
 # make up       leave it running: server, worker, deployments and schedules on this machine; again: repairs
 # make down     stop what `make up` started
@@ -8,7 +9,7 @@
 # make chaos    a migration of 20,000 rows under 50 random kills of worker, Prefect server and mongod   (SEED=1)
 # make lock     new versions into the lock files (needs a package index)
 # make clean    forget the local servers' data and the virtual environment
-.PHONY: demo test check setup up down ui bench chaos lock clean
+.PHONY: demo test test-long check setup up down ui bench chaos lock clean
 
 PYTHON ?= python3
 ROWS ?= 5000
@@ -26,6 +27,9 @@ demo: $(READY)
 
 test: check
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-long: $(READY)
+	$(BIN)/pytest -m long $(PYTEST_ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -302,6 +302,7 @@ def test_a_backfill_embeds_through_jobs_too(loaded: Pipeline, service: Service, 
 # -- jobs that go wrong ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", ["FAILED", "EXPIRED", "CANCELLED"])
 def test_a_job_that_comes_to_nothing_is_submitted_again(
     loaded: Pipeline, service: Service, ordinary: Ordinary, end: str
@@ -313,6 +314,7 @@ def test_a_job_that_comes_to_nothing_is_submitted_again(
     assert report["batch_tokens"] == report["tokens"]
 
 
+@pytest.mark.long
 def test_a_job_that_fails_three_times_ends_the_run_and_the_ordinary_way_pays_only_for_its_texts(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:
@@ -365,6 +367,7 @@ def test_a_text_that_a_job_refuses_is_one_dead_letter(
     assert report["batch_tokens"] == report["tokens"]
 
 
+@pytest.mark.long
 def test_results_that_break_off_are_collected_again_and_those_that_are_gone_submitted_again(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:
@@ -385,6 +388,7 @@ def test_results_that_break_off_are_collected_again_and_those_that_are_gone_subm
     service.require_nothing_left()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["500", "drop", "accepted-drop"])
 def test_a_submission_whose_answer_is_lost_makes_one_job(
     loaded: Pipeline, service: Service, ordinary: Ordinary, fault: str
@@ -396,6 +400,7 @@ def test_a_submission_whose_answer_is_lost_makes_one_job(
     assert_stored_as_ever(loaded, service, ordinary, report, files=0 if fault == "accepted-drop" else 2)
 
 
+@pytest.mark.long
 def test_a_service_that_takes_one_job_at_a_time_is_given_the_others_later(
     loaded: Pipeline, service: Service, ordinary: Ordinary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,6 +442,7 @@ def test_at_its_budget_a_run_collects_what_it_submitted_and_goes_on_when_more_is
     assert_stored_as_ever(loaded, service, ordinary, report)
 
 
+@pytest.mark.long
 def test_a_job_that_no_day_has_room_for_is_for_a_person(loaded: Pipeline, service: Service) -> None:
     loaded.use_gemini(service.server, cryptique_gemini_texts_per_day=150)
     message = loaded.refusal(**IN_BATCH)
@@ -504,6 +510,7 @@ def test_begun_in_the_ordinary_way_and_finished_in_batch_each_text_is_paid_for_o
     assert 0 < report["batch_tokens"] < report["tokens"]
 
 
+@pytest.mark.long
 def test_back_and_forth_between_the_two_ways_each_text_is_paid_for_once(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:
@@ -578,6 +585,7 @@ def is_deletion(method: str, path: str) -> bool:
     return method == "DELETE"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("matches", "nth", "when"),
     [
@@ -614,6 +622,7 @@ def test_a_killed_process_leaves_a_run_that_goes_on_with_its_jobs(
     assert [job["status"] for job in loaded.jobs()] == ["completed"]
 
 
+@pytest.mark.long
 def test_a_run_whose_files_are_lost_while_its_jobs_run_finds_them_by_their_names(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:
@@ -629,6 +638,7 @@ def test_a_run_whose_files_are_lost_while_its_jobs_run_finds_them_by_their_names
     assert sorted(map(shard_of, service.made)) == [0, 1, 2]
 
 
+@pytest.mark.long
 def test_machines_that_share_a_shard_store_go_on_with_each_others_jobs(
     loaded: Pipeline, service: Service, ordinary: Ordinary, prefect_api: str
 ) -> None:

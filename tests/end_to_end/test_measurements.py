@@ -33,6 +33,9 @@ Record = dict[str, Any]
 ROWS = 400
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def place(
     mongo_uri: str, mongo_client: MongoClient[Record], session_home: Path, tmp_path_factory: pytest.TempPathFactory
