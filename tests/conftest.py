@@ -35,6 +35,10 @@ _FIRST = (
     "end_to_end/test_up.py",
     "end_to_end/test_alerts.py",
     "contracts/test_embedded.py",
+    "end_to_end/test_unchanged.py",
+    "end_to_end/test_batch.py",
+    "end_to_end/test_crashes.py",
+    "end_to_end/test_chaos.py",
 )
 
 

@@ -495,8 +495,8 @@ def test_a_run_whose_clock_is_set_back_lives_on_and_counts_into_the_right_day(
         pipeline.use_gemini(server, cryptique_gemini_concurrency=1, cryptique_gemini_texts_per_day=100_000)
         with elsewhere(pipeline, prefect_api, *by_clock(clock, **BY_SHARD)) as process:
             reach(held, process, pipeline)
-            (job,) = pipeline.jobs()
-            assert job["startedAt"] > datetime.now(UTC) + timedelta(hours=23)
+            (first, *_) = pipeline.documents().values()
+            assert first["createdAt"] > datetime.now(UTC) + timedelta(hours=23)  # it really was ahead
             clock.write_text("0")
             assert "is at this work right now" in pipeline.refusal(**BY_SHARD)
             held.release()
@@ -573,6 +573,25 @@ def test_a_clock_that_is_behind_refuses_no_record(
         complete(process, pipeline)
     assert pipeline.letters() == []
     assert len(pipeline.stored_source_ids()) == 10
+
+
+def test_a_clock_that_is_behind_lets_no_checkpoint_expire(
+    pipeline: Pipeline, source_data: SourceData, prefect_api: str, clock: Path
+) -> None:
+    began = datetime.now(UTC) - timedelta(minutes=1)
+    pipeline.load(source_data, source_data.some(ROWS))
+    clock.write_text(str(-40 * A_DAY_S))
+    held = Held()
+    held.hold(SECOND)
+    with LoopbackGemini(faults=held) as server:
+        pipeline.use_gemini(server, cryptique_gemini_concurrency=1)
+        with elsewhere(pipeline, prefect_api, *by_clock(clock, **BY_SHARD)) as process:
+            reach(held, process, pipeline)
+            (checkpoint,) = pipeline.store["ragcheckpoints"].find({})
+            held.release()
+            complete(process, pipeline)
+    # MongoDB deletes them thirty days after this.
+    assert checkpoint["createdAt"] > began
 
 
 def test_a_clock_that_is_ahead_sweeps_no_run_that_can_be_taken_up(
