@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from bson import ObjectId
 from prefect import task
 
@@ -28,7 +26,9 @@ def checkpoint_shard(
 
     The order survives a kill: vectors, dead letters, checkpoint, and only then are the files deleted.
     """
-    now = datetime.now(UTC)
+    now = (
+        vectors.read_time()
+    )  # checkpoints expire by the server's clock: a worker's that lags would let them go at once
     vectors.save_dead_letters(outcome.letters, run_id=run.id, now=now)
     if outcome.stored_ids and vectors.has_dead_letters():
         ids = [ObjectId(outcome.stored_ids[at : at + 12]) for at in range(0, len(outcome.stored_ids), 12)]
