@@ -104,6 +104,8 @@ class Proof:
         """Hold every checkpoint against the data that it promises, and the texts of its shard against what was paid."""
         self.looks += 1
         store = _majority(self._pipeline.store)
+        # A process that is killed right behind the end of its run is followed by a run of its own.
+        completed = store["embeddingjobs"].find_one({"status": "completed"}) is not None
         # Checkpoints first: what they promise was written before them.
         checkpoints = list(store["ragcheckpoints"].find({}, {"shard": 1, "recordIds": 1, "runKey": 1}))
         rows = store["vectordocuments"].find({}, {"_id": 0, "documentId": 1, "contentHash": 1, "rowHash": 1})
@@ -117,7 +119,8 @@ class Proof:
             missing = [key for key, hashes in share.hashes.items() if stored.get(key) != hashes]
             _require(not missing, f"the checkpoint of shard {number} is ahead of {len(missing)} documents", missing)
             _require(share.refused <= letters, f"the checkpoint of shard {number} is ahead of its dead letters")
-            self.run_keys.add(checkpoint["runKey"])
+            if not completed:
+                self.run_keys.add(checkpoint["runKey"])
             self._paid.setdefault(number, {text: self._gemini.embedded[text] for text in share.texts})
         self._require_paid_once_finished()
 

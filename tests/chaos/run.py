@@ -40,7 +40,7 @@ _REFUSED_EVERY = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is done to a migration of ``rows`` generated rows. The same seed draws the same kills.
+    """What is done to a migration of ``rows`` generated rows; the ``seed`` decides all that is drawn by lot.
 
     ``late_kills`` come on top of the ``kills`` and hit the indexes, the reconciling and the end of the run, as far as
     they come in time.
