@@ -54,7 +54,7 @@ _HISTORY_LOST_CODES = frozenset({136, 260, 280, 286})
 _OWNER_FIELDS = {
     "smartcontracts": ("contractId", "name", "blockchain", "tokenSymbol", "contractType", "team"),
     "teams": ("websites",),
-    "websites": ("siteId", "team"),
+    "websites": ("siteId", "team", "Name", "Domain"),
 }
 
 

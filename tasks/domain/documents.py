@@ -52,12 +52,14 @@ _UNLABELLED = re.compile(r"^unlabell?ed contract\b", re.IGNORECASE)
 class Document:
     """What one record is stored as, before it is cut: ``metadata`` and ``facts`` hold plain BSON types.
 
-    ``key`` makes the document's id (``transaction:<contract>:<hash>``); a chunk appends its ordinal.
+    ``key`` makes the document's id (``transaction:<contract>:<hash>``); a chunk appends its ordinal. ``holder_id``
+    names the contract or the website through which it got its team.
     """
 
     source_type: str
     source_id: str
     key: str
+    holder_id: str
     team_id: str
     site_id: str
     content: str
@@ -94,6 +96,7 @@ def describe_transaction(transaction: Transaction) -> Document:
         source_type="transaction",
         source_id=transaction.record_id,
         key=transaction_key(transaction.contract_id, transaction.tx_hash),
+        holder_id=transaction.contract_id,
         team_id=transaction.team_id,
         site_id=transaction.site_id,
         content=_content(transaction, action, place, quantity, when),

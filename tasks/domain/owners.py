@@ -1,4 +1,4 @@
-"""Who owns a transaction: contract -> team -> sites. A row without an owner is refused, never given to somebody.
+"""Who owns a record: its contract's or its website's team. One without an owner is refused, never given to somebody.
 
 **The rule of the site.** A transaction has no site, and its team may have several. A team with exactly one website
 gives its transactions that website's ``siteId``. Every other team gives them the scope ``team:<team id>``, and a
@@ -20,7 +20,18 @@ from tasks.domain.texts import clean_name
 
 MAIN, ESCROW = "main", "escrow"
 #: Why a record has no owner; none of them says that the record itself is bad.
-OWNER_CODES = frozenset({"contract_missing", "contract_unknown", "contract_conflict", "owner_missing", "owner_unknown"})
+OWNER_CODES = frozenset(
+    {
+        "contract_missing",
+        "contract_unknown",
+        "contract_conflict",
+        "site_missing",
+        "site_unknown",
+        "site_conflict",
+        "owner_missing",
+        "owner_unknown",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,31 @@ class Contract:
     site_id: str | None
     owner_error: RecordError | None = None
 
+    @property
+    def holder_id(self) -> str:
+        """Return what names it in accounts, beside the websites."""
+        return self.contract_id
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A website with what its records inherit; ``owner_error`` says why it has no owner."""
+
+    site_id: str
+    name: str | None
+    domain: str | None
+    team_id: str | None
+    owner_error: RecordError | None = None
+
+    @property
+    def holder_id(self) -> str:
+        """Return what names it in accounts, beside the contracts."""
+        return self.site_id
+
+
+#: Through what a record gets its team.
+Holder = Contract | Site
+
 
 def team_scope(team_id: str) -> str:
     """Return the ``siteId`` of what belongs to a whole team and to no single site."""
@@ -49,10 +85,11 @@ def site_filter(site_id: str, team_id: str) -> list[str]:
 
 @dataclass(slots=True)
 class Owners:
-    """Looks up contracts; small enough to hold whole (some hundred bytes a contract)."""
+    """Looks up contracts and websites; small enough to hold whole (some hundred bytes each)."""
 
     by_contract_id: dict[str, Contract] = field(default_factory=dict)
     by_object_id: dict[str, Contract] = field(default_factory=dict)
+    by_site_id: dict[str, Site] = field(default_factory=dict)
 
     @classmethod
     def from_records(
@@ -64,6 +101,7 @@ class Owners:
         """Join the three collections. A website counts for a team if either of the two names the other."""
         team_ids: set[str] = set()
         site_teams: dict[str, set[str]] = {}
+        holders: dict[str, set[str]] = {}
         websites = list(websites)
         by_oid = {str(site["_id"]): site for site in websites}
         for team in teams:
@@ -75,10 +113,15 @@ class Owners:
                 # The website's own `team` decides; the team's list is the fallback for sites without one.
                 if site is not None and not site.get("team") and (site_id := _site_id(site)):
                     site_teams.setdefault(team_id, set()).add(site_id)
+                    holders.setdefault(site_id, set()).add(team_id)
         for site in websites:
             if site.get("team") and (site_id := _site_id(site)):
                 site_teams.setdefault(str(site["team"]), set()).add(site_id)
+                holders.setdefault(site_id, set()).add(str(site["team"]))
         owners = cls()
+        for site in websites:
+            if site_id := _site_id(site):
+                owners.by_site_id[site_id] = _site(site, holders.get(site_id, set()), team_ids)
         for record in contracts:
             contract = _contract(record, team_ids, site_teams)
             if contract is not None:
@@ -90,10 +133,11 @@ class Owners:
         return owners
 
     def digest(self) -> str:
-        """Return text that changes whenever a contract's owner, site or description does."""
+        """Return text that changes whenever the owner, site or description of a contract or a website does."""
         rows = sorted(
-            (object_id, astuple(replace(contract, owner_error=None)))
-            for object_id, contract in self.by_object_id.items()
+            (key, repr(astuple(replace(holder, owner_error=None))))
+            for holders in (self.by_object_id, self.by_site_id)
+            for key, holder in holders.items()
         )
         return blake2b(repr(rows).encode(), digest_size=12).hexdigest()
 
@@ -130,10 +174,56 @@ class Owners:
             raise RecordError(found.owner_error.code, found.owner_error.reason)
         return found
 
+    def find_site(self, site_id: object) -> Site:
+        """Return the website that a record names by its ``siteId``.
+
+        Raises ``RecordError`` if it names none, if no such website exists (those of tests don't), if websites of two
+        teams share the id, or if the website has no team.
+        """
+        if not isinstance(site_id, str) or not site_id:
+            raise RecordError("site_missing", "the record names no website, so no team owns it: set siteId")
+        found = self.by_site_id.get(site_id)
+        if found is None:
+            raise RecordError(
+                "site_unknown",
+                f"no website has the siteId {site_id[:60]!r}, so no team owns the record: it is a test's, or gone",
+            )
+        if found.owner_error is not None:
+            raise RecordError(found.owner_error.code, found.owner_error.reason)
+        return found
+
 
 def _site_id(site: Mapping[str, Any]) -> str | None:
     site_id = site.get("siteId")
     return site_id if isinstance(site_id, str) and site_id else None
+
+
+def _site(record: Mapping[str, Any], holders: set[str], team_ids: set[str]) -> Site:
+    site_id = record["siteId"]
+    team_id = next(iter(holders)) if len(holders) == 1 else None
+    error = None
+    if len(holders) > 1:
+        error = RecordError(
+            "site_conflict",
+            f"two teams have a website with the siteId {site_id[:60]}: one would see the other's records",
+        )
+    elif team_id is None:
+        error = RecordError(
+            "owner_missing", f"website {site_id[:60]} has no team, and none lists it, so nobody may see its records"
+        )
+    elif team_id not in team_ids:
+        error = RecordError(
+            "owner_unknown", f"website {site_id[:60]} belongs to team {team_id[:60]}, which does not exist"
+        )
+    elif not ObjectId.is_valid(team_id):
+        error = RecordError("owner_invalid", f"website {site_id[:60]} belongs to team {team_id[:60]}: no ObjectId")
+    return Site(
+        site_id=site_id,
+        name=clean_name(record.get("Name")),
+        domain=clean_name(record.get("Domain")),
+        team_id=team_id,
+        owner_error=error,
+    )
 
 
 def _shared(contract_id: str) -> RecordError:

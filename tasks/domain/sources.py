@@ -1,0 +1,49 @@
+"""Source: one kind of record, from where it lies to what it is described as. Stages know sources by this alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from bson import ObjectId
+
+from tasks.domain.documents import Document
+from tasks.domain.owners import Holder, Owners
+
+Record = Mapping[str, Any]
+_ID_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the stages need to know of one kind of record. All functions are pure, and raise ``RecordError``.
+
+    - ``name`` names it in parameters, positions and dead letters; ``source_type`` is that of its vector documents.
+    - ``fields`` are all that parsing reads of a record of ``collection``; nothing else is fetched.
+    - ``version`` goes into every vector's lineage: raise it whenever a text or a fact changes for the same record.
+    - ``time_field`` is what a window bounds and ``read_time`` what it holds, in epoch milliseconds, or None where a
+      record has no time or one that can't be read.
+    - ``find_holder`` returns the contract or the website through which a record has its team.
+    - ``describe`` returns what a record is stored as; its third argument is the run's start in epoch milliseconds,
+      the "now" of every rule about time.
+    - ``split`` makes records of one record of the collection, where it holds several (a list of journeys, a ring of
+      snapshots); each has an ``_id`` of its own, the one that it was stored with or a ``derived_id``.
+    """
+
+    name: str
+    source_type: str
+    collection: str
+    fields: tuple[str, ...]
+    version: int
+    find_holder: Callable[[Record, Owners], Holder]
+    describe: Callable[[Record, Owners, int], Document]
+    time_field: str | None
+    read_time: Callable[[Record], int | None]
+    split: Callable[[Record], Iterator[dict[str, Any]]] | None = None
+
+
+def derived_id(*parts: object) -> ObjectId:
+    """Return the ``_id`` of what has none of its own: equal parts give the same one."""
+    return ObjectId(blake2b("\0".join(map(str, parts)).encode(), digest_size=_ID_BYTES).digest())
