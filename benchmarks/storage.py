@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blocks.wordllama import LocalEmbedder
-from tasks.domain.documents import describe_transaction
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import Owners
 from tasks.domain.rows import VectorForm, changed_fields, read_vector
+from tasks.domain.transaction_documents import describe_transaction
 from tasks.domain.transactions import parse_transaction
 from tasks.domain.vectors import Matrix
 from tests.conftest import SHARED_DATA, read_extended_json

@@ -7,7 +7,7 @@ import sqlite3
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -21,10 +21,11 @@ from tasks.domain.batches import batched
 from tasks.domain.errors import PipelineError, TerminalError, TransientError
 from tasks.domain.vectors import Matrix
 
-_INDEX = "paid_texts.sqlite"
-#: Before the body of a kept reply: what it is, its CRC32 and its length.
+_INDEX = "paid_replies.sqlite"
+#: Before the body of a kept reply: what it is, its CRC32 and its length. The body is BSON, then the vectors.
 _HEADER = struct.Struct("<8sIQ")
-_MAGIC = b"CQPAID1\n"
+_SIZE = struct.Struct("<i")
+_MAGIC = b"CQPAID2\n"
 _DTYPE = np.dtype("<f4")
 
 
@@ -37,17 +38,18 @@ class Reply:
     vectors: Matrix
     shard: int
 
+    def to_parts(self) -> tuple[bytes, memoryview]:
+        """Return it as bytes, with what proves that they are whole; in two parts, so that the vectors aren't copied."""
+        vectors = np.ascontiguousarray(self.vectors, dtype=_DTYPE).data.cast("B")
+        texts = bson.encode(
+            {"hashes": list(self.hashes), "tokens": [int(count) for count in self.tokens], "shard": self.shard}
+        )
+        checksum = zlib.crc32(vectors, zlib.crc32(texts))
+        return _HEADER.pack(_MAGIC, checksum, len(texts) + len(vectors)) + texts, vectors
+
     def to_bytes(self) -> bytes:
         """Return it with what proves that it is whole."""
-        body = bson.encode(
-            {
-                "hashes": list(self.hashes),
-                "tokens": [int(count) for count in self.tokens],
-                "shard": self.shard,
-                "vectors": self.vectors.tobytes(),
-            }
-        )
-        return _HEADER.pack(_MAGIC, zlib.crc32(body), len(body)) + body
+        return b"".join(self.to_parts())
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Reply | None:
@@ -58,9 +60,10 @@ class Reply:
         body = memoryview(content)[_HEADER.size :]
         if magic != _MAGIC or len(body) != size or zlib.crc32(body) != checksum:
             return None
-        fields = bson.decode(body)
-        vectors = np.frombuffer(fields["vectors"], dtype=_DTYPE).reshape(len(fields["hashes"]), -1)
-        return cls(fields["hashes"], fields["tokens"], vectors, fields["shard"])
+        (ends,) = _SIZE.unpack_from(body)
+        texts = bson.decode(body[:ends])
+        vectors = np.frombuffer(body, dtype=_DTYPE, offset=ends).reshape(len(texts["hashes"]), -1)
+        return cls(texts["hashes"], texts["tokens"], vectors, texts["shard"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,9 @@ class KeptReplies:
 class PaidTexts:
     """Content hash -> vector, on disk, for one run: what was paid for is kept as soon as the reply is there.
 
-    A task that is retried, a run that is resumed and a text that comes again all find their vectors here. Memory
-    stays flat: vectors are appended to a file of this process, and a small index says where each one stands.
+    A task that is retried, a run that is resumed and a text that comes again all find their vectors here, and so does
+    the stage that stores them. Memory stays flat: replies are appended to a file of this process, and a small index
+    says where each one and each text stands. A reply that a crash cut short or damaged is none.
     Within a process each text is claimed by one caller at a time, so two shards in flight never pay for the same
     text; between processes the worst case is that both pay.
 
@@ -109,7 +113,7 @@ class PaidTexts:
 
     def __init__(self, folder: Path, *, replies: KeptReplies | None = None, shard: int | None = None) -> None:
         self._folder = folder
-        self._name = f"paid-{uuid4().hex}.f4"
+        self._name = f"paid-{uuid4().hex}.replies"
         self._replies = replies
         self._lock = threading.Lock()
         self._sink: BinaryIO | None = None
@@ -141,28 +145,43 @@ class PaidTexts:
             self._sources.clear()
 
     def find(self, hashes: Sequence[bytes]) -> dict[bytes, Matrix]:
-        """Return the vectors that are known; one that was cut short by a crash is not."""
-        found: dict[bytes, Matrix] = {}
+        """Return the vectors that are known."""
+        places: dict[tuple[str, int, int], list[tuple[bytes, int]]] = {}
         with self._lock:
             for some in batched(hashes, 500):
                 marks = ",".join("?" * len(some))
                 rows = self._connection.execute(
-                    f"SELECT hash, file, position, size FROM texts WHERE hash IN ({marks})",
+                    "SELECT hash, place, file, position, size FROM texts JOIN replies ON reply = id "
+                    f"WHERE hash IN ({marks})",
                     some,
                 )
-                for key, name, position, size in rows.fetchall():
-                    source = self._source(name)
-                    vector = os.pread(source, size, position) if source is not None else b""
-                    if len(vector) == size:
-                        found[key] = np.frombuffer(vector, dtype="<f4")
+                for key, place, *where in rows:
+                    places.setdefault(tuple(where), []).append((key, place))
+        found: dict[bytes, Matrix] = {}
+        for where, wanted in places.items():
+            reply = self._read(*where)
+            if reply is not None:
+                # A row of its own: a view would keep the whole reply in memory.
+                found.update((key, reply.vectors[place].copy()) for key, place in wanted)
         return found
+
+    def replies_of(self, shard: int) -> Iterator[Reply]:
+        """Yield what a shard paid for, over all its attempts; memory holds one reply."""
+        with self._lock:
+            places = self._connection.execute(
+                "SELECT file, position, size FROM replies WHERE shard = ? ORDER BY id", (shard,)
+            ).fetchall()
+        for where in places:
+            reply = self._read(*where)
+            if reply is not None:
+                yield reply
 
     def keep(self, hashes: Sequence[bytes], vectors: Matrix, *, tokens: Sequence[int], shard: int) -> None:
         """Keep the vectors that a shard paid for, with the tokens of each text, and wake those who wait for them.
 
         Where the shared store doesn't take them, this process has them still when the error is raised.
         """
-        reply = Reply(hashes, tokens, np.ascontiguousarray(vectors, dtype=_DTYPE), shard)
+        reply = Reply(hashes, tokens, vectors, shard)
         name = None if self._replies is None else f"{self._replies.prefix(shard)}{uuid4().hex}"
         self._append(reply, name)
         if self._replies is not None and name is not None:
@@ -173,7 +192,7 @@ class PaidTexts:
         """Return how many texts a shard paid for, over all its attempts, and their tokens."""
         with self._lock:
             row = self._connection.execute(
-                "SELECT COUNT(*), COALESCE(SUM(tokens), 0) FROM texts WHERE shard = ?", (shard,)
+                "SELECT COALESCE(SUM(texts), 0), COALESCE(SUM(tokens), 0) FROM replies WHERE shard = ?", (shard,)
             ).fetchone()
         return int(row[0]), int(row[1])
 
@@ -212,7 +231,11 @@ class PaidTexts:
     def _take_over(self, replies: KeptReplies, shard: int | None) -> None:
         names = replies.names(shard)
         with self._lock:
-            known = {name for (name,) in self._connection.execute("SELECT name FROM replies")} if names else set()
+            known = (
+                {name for (name,) in self._connection.execute("SELECT name FROM replies WHERE name IS NOT NULL")}
+                if names
+                else set()
+            )
         for name in names:
             reply = None if name in known else replies.get(name)
             if reply is not None:
@@ -220,35 +243,47 @@ class PaidTexts:
 
     def _append(self, reply: Reply, name: str | None) -> None:
         """Put a reply into this process's file and index; ``name`` is the one it has in the shared store."""
-        size = reply.vectors.shape[1] * reply.vectors.itemsize
+        parts = reply.to_parts()
         with self._lock:
             try:
                 if self._sink is None:
                     self._sink = (self._folder / self._name).open("ab")
                 start = self._sink.tell()
-                self._sink.write(reply.vectors.data)
+                self._sink.writelines(parts)
                 self._sink.flush()
                 with self._connection:  # commits, or rolls back
                     self._connection.execute("BEGIN IMMEDIATE")
-                    self._connection.executemany(
-                        "INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, ?, ?)",
-                        [
-                            (key, self._name, start + index * size, size, count, reply.shard)
-                            for index, (key, count) in enumerate(zip(reply.hashes, reply.tokens, strict=True))
-                        ],
+                    added = self._connection.execute(
+                        "INSERT OR IGNORE INTO replies (file, position, size, shard, texts, tokens, name) "
+                        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (
+                            self._name,
+                            start,
+                            sum(map(len, parts)),
+                            reply.shard,
+                            len(reply.hashes),
+                            sum(map(int, reply.tokens)),
+                            name,
+                        ),
                     )
-                    if name is not None:
-                        self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?)", (name,))
+                    if added.rowcount:  # else another thread took the same reply over
+                        self._connection.executemany(
+                            "INSERT OR REPLACE INTO texts VALUES (?, ?, ?)",
+                            [(key, added.lastrowid, place) for place, key in enumerate(reply.hashes)],
+                        )
             except (OSError, sqlite3.Error) as error:
                 raise folder_error(error, self._folder) from error
 
-    def _source(self, name: str) -> int | None:
-        if name not in self._sources:
-            try:
-                self._sources[name] = os.open(self._folder / name, os.O_RDONLY)
-            except FileNotFoundError:
-                return None
-        return self._sources[name]
+    def _read(self, file: str, position: int, size: int) -> Reply | None:
+        """Return a reply, or None where it is not whole."""
+        with self._lock:
+            if file not in self._sources:
+                try:
+                    self._sources[file] = os.open(self._folder / file, os.O_RDONLY)
+                except FileNotFoundError:
+                    return None
+            source = self._sources[file]
+        return Reply.from_bytes(os.pread(source, size, position))
 
 
 def _open_index(path: Path) -> sqlite3.Connection:
@@ -257,12 +292,15 @@ def _open_index(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=OFF")
     connection.execute(
-        "CREATE TABLE IF NOT EXISTS texts (hash BLOB NOT NULL, file TEXT NOT NULL, position INTEGER NOT NULL, "
-        "size INTEGER NOT NULL, tokens INTEGER NOT NULL, shard INTEGER NOT NULL, PRIMARY KEY (hash, shard)) "
+        "CREATE TABLE IF NOT EXISTS replies (id INTEGER PRIMARY KEY, file TEXT NOT NULL, position INTEGER NOT NULL, "
+        "size INTEGER NOT NULL, shard INTEGER NOT NULL, texts INTEGER NOT NULL, tokens INTEGER NOT NULL, "
+        "name TEXT UNIQUE)"
+    )
+    connection.execute("CREATE INDEX IF NOT EXISTS replies_of_shard ON replies (shard)")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS texts (hash BLOB PRIMARY KEY, reply INTEGER NOT NULL, place INTEGER NOT NULL) "
         "WITHOUT ROWID"
     )
-    connection.execute("CREATE INDEX IF NOT EXISTS texts_of_shard ON texts (shard, tokens)")
-    connection.execute("CREATE TABLE IF NOT EXISTS replies (name TEXT PRIMARY KEY) WITHOUT ROWID")
     return connection
 
 

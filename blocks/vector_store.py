@@ -25,6 +25,7 @@ from tasks.domain.batches import batched
 from tasks.domain.collections import Collection, Index
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.digests import StoredRecord
+from tasks.domain.documents import holder_of, make_key
 from tasks.domain.errors import ShardDamagedError, TerminalError
 from tasks.domain.manifests import Manifest, ShardOutcome
 from tasks.domain.quotas import Allowance, Spending, quota_day
@@ -252,12 +253,10 @@ class VectorStore(MongoDatabase):
                     )
         return found
 
-    def find_stored_records(
-        self, source_type: str, *, within: ShardRange | Sequence[ObjectId]
-    ) -> dict[ObjectId, StoredRecord]:
+    def find_stored_records(self, *, within: ShardRange | Sequence[ObjectId]) -> dict[ObjectId, StoredRecord]:
         """Return the records in a range, or of these ids, whose rows are all there and agree on what made them.
 
-        From a covering index alone. The digest holds the source type: an id of another source matches nothing.
+        From a covering index alone. The digest holds the source's name: an id of another source matches nothing.
         """
         fields = {"_id": 0, "sourceId": 1, "sourceDigest": 1, "lineage.chunks": 1}
         rows: dict[ObjectId, list[tuple[bytes | None, int]]] = {}
@@ -297,36 +296,33 @@ class VectorStore(MongoDatabase):
             for row in _read_by(first, second):
                 yield row["sourceId"]
 
-    def count_records_by_contract(self, source_type: str) -> dict[str, int]:
-        """Return how many records each contract has in the store: one walk over the index of document ids."""
+    def count_records_by_holder(self, source: str) -> dict[str, int]:
+        """Return how many records of a source each holder has in the store: one walk over the index of document ids."""
         counts: dict[str, int] = {}
         with mongo_errors("counting stored records", self.setting):
             cursor = (
                 self.open_database()[schema.VECTORS]
                 .find({}, {"_id": 0, "documentId": 1})
                 .hint([("documentId", 1)])
-                .min([("documentId", f"{source_type}:")])
-                .max([("documentId", f"{source_type};")])
+                .min([("documentId", f"{source}:")])
+                .max([("documentId", f"{source};")])
                 .batch_size(20_000)
             )
             for row in cursor:
-                parts = row["documentId"].removeprefix(f"{source_type}:").rsplit(":", 2)
-                if len(parts) == 3 and parts[2] == "0":
-                    contract_id = parts[0]
-                    counts[contract_id] = counts.get(contract_id, 0) + 1
+                if row["documentId"].endswith(":0"):
+                    holder_id = holder_of(row["documentId"])
+                    counts[holder_id] = counts.get(holder_id, 0) + 1
         return counts
 
     def lineage_criteria(self, scope: Scope, *, describer: int | None, model: str | None) -> Record:
         """Return the filter of stored vectors in a scope that this describer and this model made."""
-        criteria: Record = {"sourceType": scope.source_type}
+        criteria: Record = _of_source(scope.source, scope.contract_ids)
         if describer is not None:
             criteria["lineage.describer"] = describer
         if model is not None:
             criteria["lineage.model"] = model
         if scope.team_ids:
             criteria["teamId"] = {"$in": [ObjectId(team_id) for team_id in scope.team_ids]}
-        if scope.contract_ids:
-            criteria["metadata.facts.contractId"] = {"$in": list(scope.contract_ids)}
         bounds = {"$gte": scope.window.start, "$lt": scope.window.end}
         times = {name: moment for name, moment in bounds.items() if moment is not None}
         if times:
@@ -357,12 +353,13 @@ class VectorStore(MongoDatabase):
             rows = list(self.open_database()[schema.VECTORS].aggregate(counted, allowDiskUse=True))
             return int(rows[0]["records"]) if rows else 0
 
-    def find_documents(self, source_type: str, source_ids: Sequence[ObjectId]) -> list[Record]:
-        """Return id, record and owner of the vector documents of these records."""
-        fields = {"documentId": 1, "sourceId": 1, "teamId": 1, "metadata.facts.contractId": 1, "lineage": 1}
+    def find_documents(self, source: str, source_ids: Sequence[ObjectId]) -> list[Record]:
+        """Return id, record, team and lineage of the vector documents of these records of a source."""
+        fields = {"documentId": 1, "sourceId": 1, "teamId": 1, "lineage": 1}
         with mongo_errors("reading vector documents", self.setting):
-            criteria = {"sourceId": {"$in": list(source_ids)}, "sourceType": source_type}
-            return list(self.open_database()[schema.VECTORS].find(criteria, fields))
+            rows = self.open_database()[schema.VECTORS].find({"sourceId": {"$in": list(source_ids)}}, fields)
+            # Another source's record may have the same id.
+            return [row for row in rows if row["documentId"].startswith(f"{source}:")]
 
     def read_vectors(self, criteria: Mapping[str, Any], *, batch_rows: int = 4_000) -> Iterator[list[Record]]:
         """Yield batches of ``_id``, ``documentId`` and ``embedding`` of the matching documents; memory holds one."""
@@ -480,7 +477,7 @@ class VectorStore(MongoDatabase):
             box.bulk_write(
                 [
                     UpdateOne(
-                        {"sourceType": letter.source_type, "sourceId": letter.record_id},
+                        {"sourceType": letter.source, "sourceId": letter.record_id},
                         {
                             "$set": {
                                 "stage": letter.stage,
@@ -490,7 +487,7 @@ class VectorStore(MongoDatabase):
                                 "time": now,
                                 "status": "open",
                                 "teamId": ObjectId(letter.team_id) if letter.team_id else None,
-                                "contractId": letter.contract_id,
+                                "holderId": letter.holder_id,
                                 "record": RawBSONDocument(letter.record),
                             },
                             "$setOnInsert": {"firstSeen": now},
@@ -885,6 +882,13 @@ def _wanted_keys(index: Index) -> tuple[tuple[str, Any], ...]:
     if any(order == "text" for _, order in index.keys):
         return (("_fts", "text"), ("_ftsx", 1))
     return index.keys
+
+
+def _of_source(source: str, holder_ids: Sequence[str]) -> Record:
+    """Return the filter of a source's documents, or of those of these holders: ranges of the unique index."""
+    beginnings = [make_key(source, holder_id) for holder_id in holder_ids] or [source]
+    ranges = [{"documentId": {"$gte": f"{beginning}:", "$lt": f"{beginning};"}} for beginning in beginnings]
+    return ranges[0] if len(ranges) == 1 else {"$or": ranges}
 
 
 def _index_keys(row: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -39,8 +39,8 @@ from flows.partition import work_fingerprint
 from flows.records import Selection, load_records, rehearse_records
 from flows.report import message_of
 from flows.stages import task_runner
-from tasks.domain.documents import DESCRIBER_VERSION
 from tasks.domain.errors import InputError
+from tasks.domain.registry import find_source
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 from tasks.policy import DEFAULT_RETRIES
@@ -150,14 +150,15 @@ def _require_stored(scope: Scope, parts: Parts, describer: int | None, model: st
 
     Raises ``InputError`` for a version that stored nothing, unless it was ``begun``: its last may be replaced by now.
     """
-    if describer is not None and describer > DESCRIBER_VERSION:
+    newest = find_source(scope.source).version
+    if describer is not None and describer > newest:
         raise InputError(
-            f"stored_describer {describer} is newer than this code, whose describer is {DESCRIBER_VERSION}: nothing "
+            f"stored_describer {describer} is newer than this code, whose describer is {newest}: nothing "
             "was stored by it, or this is the older code"
         )
     if model is None or model == parts.facts.model:
         return False
-    everywhere = Scope(scope.source_type)
+    everywhere = Scope(scope.source)
     there = parts.vectors.holds(parts.vectors.lineage_criteria(everywhere, describer=None, model=model))
     if not there and not begun:
         raise InputError(f"no stored vector is of the model {model}: `lineage.model` of the documents tells theirs")

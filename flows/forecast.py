@@ -14,11 +14,12 @@ from flows.stages import extract_arguments
 from tasks.chunk import DescribedChunk, chunk_shard
 from tasks.domain.forecasts import TIERS, Forecast, seconds_at
 from tasks.domain.quotas import Quota
+from tasks.domain.registry import find_source
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run
 from tasks.domain.shards import ShardRange
 from tasks.domain.tables import from_table
-from tasks.extract import COLLECTION, extract_shard, source_criteria
+from tasks.extract import extract_shard, source_criteria
 from tasks.policy import STAGE
 
 #: Texts of one source are alike: a thousand of them tell their mean to a percent or two, and cost a second.
@@ -58,7 +59,7 @@ def forecast_load(run: Run, shards: Sequence[ShardRange], parts: Parts) -> Forec
 def _first_records(shard: ShardRange, run: Run, parts: Parts) -> ShardRange:
     """Return the beginning of a shard, as a range."""
     criteria = source_criteria(run.scope, parts.owners)
-    ids = parts.source.read_range(COLLECTION, shard, criteria=criteria, fields=("_id",))
+    ids = parts.source.read_range(find_source(run.scope.source).collection, shard, criteria=criteria, fields=("_id",))
     ends = next(islice(ids, _SAMPLED_RECORDS, None), None)
     return shard if ends is None else replace(shard, upper=ends["_id"], planned=_SAMPLED_RECORDS)
 

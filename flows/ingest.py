@@ -22,8 +22,8 @@ from flows.migrate import migrate
 from flows.stages import StageWork, task_runner
 from tasks.domain.changes import ChangeBatch, Lags
 from tasks.domain.errors import HistoryLostError, QuotaSpentError, WorkTakenError
+from tasks.domain.registry import find_source
 from tasks.domain.runs import Scope
-from tasks.extract import COLLECTION
 from tasks.policy import DEFAULT_RETRIES
 
 #: Started every five minutes, it follows for nearly as long: changes are searchable within seconds of being made.
@@ -32,7 +32,8 @@ _POSITION_EVERY_S = 30.0
 #: A source without history is read from this long before the newest record that was seen: clocks and writers differ.
 OVERLAP = timedelta(minutes=10)
 _WATERMARK_FIELD = "createdAt"
-_SOURCE_TYPE = "transaction"
+_SOURCE = "transaction"
+_COLLECTION = find_source(_SOURCE).collection
 
 Follow = Literal["auto", "stream", "watermark"]
 
@@ -96,9 +97,9 @@ def ingest(
     source, vectors = parts.source, parts.vectors
     vectors.require_model(parts.facts, replace=False, write=False)
     report = IngestReport("")
-    origin = job_origin("ingest", f"ingest-{_SOURCE_TYPE}")
+    origin = job_origin("ingest", f"ingest-{_SOURCE}")
     try:
-        job = take_up(new_run(Scope(_SOURCE_TYPE), parts), origin, parts, resume=True)
+        job = take_up(new_run(Scope(_SOURCE), parts), origin, parts, resume=True)
     except WorkTakenError as error:
         return Completed(message=f"waiting: {error}", data=asdict(report))
     report.run_id = job.run.key
@@ -153,7 +154,7 @@ class _Following:
     def begin(self, parts: Parts) -> None:
         """Set out with these parts."""
         self._parts = parts
-        self._identity = parts.source.identify(COLLECTION)
+        self._identity = parts.source.identify(_COLLECTION)
         self._work = StageWork(self._job.run, parts, in_flight=1)
 
     def stop(self, *, within_s: float) -> None:
@@ -163,7 +164,7 @@ class _Following:
 
     def follow_stream(self, batch_records: int) -> None:
         """Follow the change stream; where there is no position, or history is lost, compare everything first."""
-        position = self._parts.vectors.load_position(_SOURCE_TYPE)
+        position = self._parts.vectors.load_position(_SOURCE)
         reason = None
         if position is None:
             reason = "nothing was followed before"
@@ -176,13 +177,13 @@ class _Following:
             self._take_over(self._batches(position, batch_records))
         except HistoryLostError as error:
             get_run_logger().warning("history lost: %s", error)
-            self._identity = self._parts.source.identify(COLLECTION)
+            self._identity = self._parts.source.identify(_COLLECTION)
             position = self._catch_up(str(error))
             self._take_over(self._batches(position, batch_records))
 
     def follow_watermark(self, batch_records: int) -> None:
         """Take what was created since the watermark, with an overlap; deletes and updates wait for ``migrate``."""
-        position = self._parts.vectors.load_position(_SOURCE_TYPE)
+        position = self._parts.vectors.load_position(_SOURCE)
         if position is None or "watermark" not in position or position["source"] != self._identity:
             started = datetime.now(UTC)
             self._compare_everything("nothing was followed before")
@@ -191,7 +192,7 @@ class _Following:
         seen = position["watermark"]
         self._take_over(
             self._parts.source.find_newer(
-                COLLECTION, _WATERMARK_FIELD, seen - OVERLAP, known_until=seen, batch_records=batch_records
+                _COLLECTION, _WATERMARK_FIELD, seen - OVERLAP, known_until=seen, batch_records=batch_records
             )
         )
 
@@ -205,7 +206,7 @@ class _Following:
         report.lag_p50_s, report.lag_p95_s, report.lag_max_s = map(self._lags.quantile_s, (0.5, 0.95, 1.0))
 
     def _batches(self, position: dict[str, Any], batch_records: int) -> Iterator[ChangeBatch]:
-        return self._parts.source.follow_changes(COLLECTION, position, batch_records=batch_records, stop=self._is_over)
+        return self._parts.source.follow_changes(_COLLECTION, position, batch_records=batch_records, stop=self._is_over)
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self._deadline or (self._until_idle and self._idle)
@@ -220,7 +221,7 @@ class _Following:
 
     def _compare_everything(self, reason: str) -> None:
         get_run_logger().warning("comparing the whole source: %s", reason)
-        require_no_paused_load(self._parts, _SOURCE_TYPE)
+        require_no_paused_load(self._parts, _SOURCE)
         self._report.caught_up = reason
         migrate(retries=self._parts.retries)
 
@@ -242,7 +243,7 @@ class _Following:
                 break
 
     def _save(self, position: dict[str, Any]) -> None:
-        self._parts.vectors.save_position(_SOURCE_TYPE, position, source=self._identity, now=datetime.now(UTC))
+        self._parts.vectors.save_position(_SOURCE, position, source=self._identity, now=datetime.now(UTC))
 
 
 def _message(report: IngestReport) -> str:

@@ -257,20 +257,20 @@ def _is_resumable(job: dict[str, Any], store: ShardStore, *, now: datetime) -> b
     return not needs_plan or store.read_plan(metadata["runKey"]) is not None
 
 
-def require_no_paused_load(parts: Parts, source_type: str) -> None:
+def require_no_paused_load(parts: Parts, source: str) -> None:
     """Raise ``WorkTakenError`` while a load of the whole source is paused: nobody else may spend what it may not."""
-    scope = {f"metadata.choices.scope.{name}": value for name, value in {"sourceType": source_type, **_WHOLE}.items()}
+    scope = {f"metadata.choices.scope.{name}": value for name, value in {"source": source, **_WHOLE}.items()}
     for job in parts.vectors.find_jobs({"metadata.tags": "migrate", "status": "retrying", **scope}, limit=1):
         until = job["retryConfig"]["nextRetryAt"]
         if until is None or datetime.now(UTC) < until + _OVERDUE_AFTER:
             raise WorkTakenError(f"the load {job['jobId']} is paused: {job['errors'][-1]['error']}")
 
 
-def require_loaded(parts: Parts, source_type: str) -> None:
+def require_loaded(parts: Parts, source: str) -> None:
     """Raise ``WorkTakenError`` before the source was loaded whole once, and while a load of all of it is under way."""
-    if not parts.vectors.is_loaded(source_type):
+    if not parts.vectors.is_loaded(source):
         raise WorkTakenError("the whole source was never loaded: run `migrate` first")
-    require_no_paused_load(parts, source_type)
+    require_no_paused_load(parts, source)
     for job in parts.vectors.find_jobs({"metadata.tags": "migrate", "status": "processing"}):
         if is_alive(job, now=parts.vectors.read_time()):
             raise WorkTakenError(f"the load {job['jobId']} is under way")

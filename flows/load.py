@@ -30,12 +30,13 @@ from tasks.domain.digests import count_unchanged
 from tasks.domain.errors import BatchesUnderWayError, BudgetSpentError, InputError, QuotaSpentError, TerminalError
 from tasks.domain.manifests import Counts, Manifest, Owner
 from tasks.domain.owners import Owners
+from tasks.domain.registry import find_source
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, Shard, ShardRange
 from tasks.domain.tables import from_table
 from tasks.domain.windows import Window
-from tasks.extract import COLLECTION, extract_shard, in_window, source_criteria
+from tasks.extract import extract_shard, in_window, source_criteria
 from tasks.policy import STAGE
 from tasks.reconcile import Reconciliation, reconcile_run
 from tasks.validate import validate_shard
@@ -184,7 +185,8 @@ def _make_indexes(vectors: VectorStore, dimensions: int) -> None:
 def plan_shards(source: MongoSource, owners: Owners, scope: Scope, shard_rows: int) -> list[ShardRange]:
     """Return the ranges of the source that make up the shards, in order."""
     criteria = source_criteria(scope, owners)
-    shards = source.plan_shards(COLLECTION, criteria=criteria, rows=shard_rows, limit=scope.limit)
+    collection = find_source(scope.source).collection
+    shards = source.plan_shards(collection, criteria=criteria, rows=shard_rows, limit=scope.limit)
     get_run_logger().info("%s records in %d shards", f"{sum(s.planned for s in shards):,}", len(shards))
     return shards
 
@@ -282,13 +284,13 @@ def _finish(
 
 def _hand_over(run: Run, parts: Parts) -> None:
     """Put down that the source is loaded, and where following its changes begins: before this run read anything."""
-    parts.vectors.note_loaded(run.scope.source_type, now=datetime.now(UTC))
+    parts.vectors.note_loaded(run.scope.source, now=datetime.now(UTC))
     moment = parts.store.read_operation_time(run.key)
-    if moment is not None and parts.vectors.load_position(run.scope.source_type) is None:
+    if moment is not None and parts.vectors.load_position(run.scope.source) is None:
         parts.vectors.save_position(
-            run.scope.source_type,
+            run.scope.source,
             {"operationTime": moment},
-            source=parts.source.identify(COLLECTION),
+            source=parts.source.identify(find_source(run.scope.source).collection),
             now=datetime.now(UTC),
         )
 
@@ -311,7 +313,7 @@ def _reconcile(
         whole(manifest),
         parts.source,
         parts.vectors,
-        COLLECTION,
+        find_source(run.scope.source).collection,
         whole(criteria),
         whole(partial(in_window, scope=run.scope)),
         remove_orphans,
@@ -370,7 +372,7 @@ class Rehearsal:
         embedded, tokens = self.manifest.embedded, self.manifest.tokens
         for row in chunks:
             verdict = Verdict(row.verdict)
-            owners[row.record_id] = Owner(row.team_id, row.contract_id)
+            owners[row.record_id] = Owner(row.team_id, row.holder_id)
             changed[row.record_id] = changed.get(row.record_id, False) or verdict != Verdict.UNCHANGED
             if verdict.needs_vector and row.content_hash not in self._seen:
                 self._seen.add(row.content_hash)
@@ -382,5 +384,5 @@ class Rehearsal:
             self.manifest.add(owner, read=1, written=changed[record_id], unchanged=not changed[record_id])
         self.manifest.add(Owner(None, None), chunks=len(chunks))
         for letter in letters:
-            self.manifest.add(Owner(letter.team_id, letter.contract_id), read=1, dead_lettered=1)
+            self.manifest.add(Owner(letter.team_id, letter.holder_id), read=1, dead_lettered=1)
             self.manifest.refused[letter.code] = self.manifest.refused.get(letter.code, 0) + 1

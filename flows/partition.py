@@ -35,9 +35,9 @@ from tasks.domain.errors import (
 )
 from tasks.domain.jobs import job_id
 from tasks.domain.manifests import Manifest
+from tasks.domain.registry import find_source
 from tasks.domain.runs import Run, Scope, fingerprint
 from tasks.domain.shards import ShardRange
-from tasks.extract import COLLECTION
 from tasks.policy import DEFAULT_RETRIES
 
 DEPLOYMENT = "partition/partition"
@@ -62,7 +62,7 @@ def work_fingerprint(scope: Scope, parts: Parts, *, shard_rows: int, rebuild: bo
         scope,
         parts.facts,
         shard_rows=shard_rows,
-        source=parts.source.identify(COLLECTION),
+        source=parts.source.identify(find_source(scope.source).collection),
         form=parts.vectors.vector_form,
         **choices,
     )

@@ -31,14 +31,16 @@ from tasks.chunk import DescribedChunk
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.errors import TerminalError, WorkTakenError
+from tasks.domain.registry import find_source
 from tasks.domain.rows import Verdict, document_id
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, ShardRange
-from tasks.extract import COLLECTION, extract_shard
+from tasks.extract import extract_shard
 from tasks.policy import DEFAULT_RETRIES, STAGE
 from tasks.reconcile import Reconciliation, settle_orphans
 
-_SOURCE_TYPE = "transaction"
+_SOURCE = "transaction"
+_COLLECTION = find_source(_SOURCE).collection
 _SHOWN = 20
 _LOOKUP_RECORDS = 1_000
 
@@ -123,7 +125,7 @@ def reconcile(
     if heal:
         try:
             # What is missing before the first load has ended, or while one is paused, is not lost; it is not paid yet.
-            require_loaded(parts, _SOURCE_TYPE)
+            require_loaded(parts, _SOURCE)
         except WorkTakenError as error:
             return Completed(message=f"waiting: {error}", data={})
         prepare(parts, replace_model=False)
@@ -140,13 +142,13 @@ def reconcile(
                 )
             return Selection([], found.counts | {"compared": found.compared, "removed": 0})
         settled = Reconciliation(in_source=found.compared, stored=found.compared)
-        settle_orphans(run, found.orphaned, parts.source, parts.vectors, COLLECTION, remove_orphans, settled)
+        settle_orphans(run, found.orphaned, parts.source, parts.vectors, _COLLECTION, remove_orphans, settled)
         return Selection(found.to_mend, found.counts | {"compared": found.compared, "removed": settled.removed})
 
     report, figures = load_records(
         "reconcile",
-        f"reconcile-{_SOURCE_TYPE}",
-        Scope(_SOURCE_TYPE),
+        f"reconcile-{_SOURCE}",
+        Scope(_SOURCE),
         select,
         parts,
         began=began,
@@ -212,7 +214,7 @@ def compare_shard(
     doubled = {record for record, count in _count_documents(several, vectors).items() if count > made[record]}
     strangers = _count_documents([record for record in stored if record not in made], vectors)
     # One that was added since the range was read has its vectors by right.
-    alive = source.find_existing(COLLECTION, strangers) if strangers else set()
+    alive = source.find_existing(_COLLECTION, strangers) if strangers else set()
     found.missing, found.stale = sorted(missing), sorted(stale)
     found.doubled = sorted(doubled - missing - stale)
     found.orphaned = sorted(record for record in strangers if record_key(record) not in alive)
@@ -225,7 +227,7 @@ def _count_documents(records: Sequence[ObjectId], vectors: VectorStore) -> Count
     return Counter(
         document["sourceId"]
         for some in batched(records, _LOOKUP_RECORDS)
-        for document in vectors.find_documents(_SOURCE_TYPE, some)
+        for document in vectors.find_documents(_SOURCE, some)
     )
 
 
@@ -236,7 +238,7 @@ def _find_unaccounted(expected: Iterable[ObjectId], letters: Sequence[DeadLetter
     others = {record_key(record): record for record in expected}
     if vectors.has_dead_letters():
         for some in batched([*wanted.values(), *others.values()], _LOOKUP_RECORDS):
-            known |= vectors.find_dead_letter_keys(_SOURCE_TYPE, some)
+            known |= vectors.find_dead_letter_keys(_SOURCE, some)
     return [wanted[key] for key in wanted if key not in known] + [others[key] for key in others if key in known]
 
 

@@ -25,7 +25,7 @@ from tasks.domain.errors import InputError
 from tasks.domain.runs import Run, Scope
 from tasks.policy import DEFAULT_RETRIES
 
-_SOURCE_TYPE = "transaction"
+_SOURCE = "transaction"
 
 
 def _run_name() -> str:
@@ -76,10 +76,10 @@ def replay(
     parts.vectors.require_model(parts.facts, replace=False, write=False)
     now = datetime.now(UTC)
     choices = (sorted(reasons), sorted(teams), older_than_hours, newer_than_hours, limit)
-    work = f"replay-{_SOURCE_TYPE}-{choices}"
+    work = f"replay-{_SOURCE}-{choices}"
     begun = was_begun(work, parts, resume=False)
     criteria = _criteria(parts, reasons, teams, older_than_hours, newer_than_hours, now, begun=begun)
-    scope = Scope(_SOURCE_TYPE, team_ids=tuple(teams), limit=limit)
+    scope = Scope(_SOURCE, team_ids=tuple(teams), limit=limit)
 
     def select(_: Run) -> Selection:
         ids = list(parts.vectors.read_open_letters(criteria, limit=limit or 0))
@@ -122,7 +122,7 @@ def _criteria(
         there = ", ".join(f"{code} {count:,}" for code, count in known.items()) or "none is open"
         raise InputError(f"no open dead letter has the reason {', '.join(unknown)}; there are: {there}")
     return parts.vectors.letter_criteria(
-        _SOURCE_TYPE,
+        _SOURCE,
         codes=reasons,
         team_ids=teams,
         before=now - timedelta(hours=older_than_hours) if older_than_hours is not None else None,

@@ -252,13 +252,13 @@ def _slowest(times: StageTimes) -> list[str]:
 
 def _owners(manifest: Manifest) -> list[str]:
     owners = manifest.to_record()["counts"]
-    lines = ["", "## By team and contract", "", "| team | contract | read | written | unchanged | dead-lettered |"]
-    lines += ["|---|---|---|---|---|---|"]
+    lines = ["", "## By team and contract", ""]
+    lines += ["| team | contract or site | read | written | unchanged | dead-lettered |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {row['team_id'] or 'unknown'} | {row['contract_id'] or 'unknown'} | {row['read']:,} | {row['written']:,} "
+        f"| {row['team_id'] or 'unknown'} | {row['holder_id'] or 'unknown'} | {row['read']:,} | {row['written']:,} "
         f"| {row['unchanged']:,} | {row['dead_lettered']:,} |"
         for row in sorted(owners, key=lambda row: -row["read"])[:_SHOWN_OWNERS]
     ]
     if len(owners) > _SHOWN_OWNERS:
-        lines.append(f"\n{len(owners) - _SHOWN_OWNERS:,} more contracts have fewer records.")
+        lines.append(f"\n{len(owners) - _SHOWN_OWNERS:,} more have fewer records.")
     return lines

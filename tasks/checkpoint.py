@@ -32,7 +32,7 @@ def checkpoint_shard(
     vectors.save_dead_letters(outcome.letters, run_id=run.id, now=now)
     if outcome.stored_ids and vectors.has_dead_letters():
         ids = [ObjectId(outcome.stored_ids[at : at + 12]) for at in range(0, len(outcome.stored_ids), 12)]
-        vectors.resolve_dead_letters(run.scope.source_type, ids, run_id=run.id, now=now)
+        vectors.resolve_dead_letters(run.scope.source, ids, run_id=run.id, now=now)
     vectors.save_checkpoint(run.key, shard.number, outcome, owners=run.owners, now=now)
     store.drop_shard(run.key, shard.number)
     release_memory()

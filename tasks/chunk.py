@@ -1,13 +1,14 @@
-"""Chunk: transactions become documents, documents chunks, and each chunk is compared with what is stored."""
+"""Chunk: documents become chunks, and each chunk is compared with what is stored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import bson
 import pyarrow as pa
+import pyarrow.compute as pc
 from bson import ObjectId
 from prefect import task
 
@@ -18,17 +19,15 @@ from blocks.vector_store import VectorStore
 from tasks.domain.batches import batched
 from tasks.domain.chunks import Chunk, ChunkSize, content_hash, split_text
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter, record_key
-from tasks.domain.digests import SOURCE_DIGEST
-from tasks.domain.documents import Document, describe_transaction, transaction_key
-from tasks.domain.rows import Stored, Verdict, document_id, encode_body, judge, row_hash
+from tasks.domain.documents import DescribedRecord
+from tasks.domain.registry import find_source
+from tasks.domain.rows import Bodies, Stored, Verdict, document_id, judge, row_hash
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
 from tasks.domain.tables import from_table, schema_of, to_table
-from tasks.domain.transactions import Transaction
 from tasks.domain.vectors import EmbedderFacts
 from tasks.policy import STAGE
 
-COLLECTION = "transactions"
 _LOOKUP_RECORDS = 1_000
 _RECORDS_AT_ONCE = 1_000
 
@@ -43,7 +42,7 @@ class DescribedChunk:
 
     record_id: str
     team_id: str
-    contract_id: str
+    holder_id: str
     key: str
     ordinal: int
     chunks: int
@@ -71,45 +70,46 @@ def chunk_shard(
 ) -> Shard:
     """Return the shard with its chunks and what each needs: to be embedded, to be written, or nothing.
 
-    The same transaction twice in the source becomes one document and a dead letter. Reads the store, writes
+    The same thing twice in the source becomes one document and a dead letter. Reads the store, writes
     only the shard's files; safe to repeat.
     """
     table = store.read_table(shard.rows)
-    holders = _holders(table)
+    kind = find_source(run.scope.source)
+    bodies = Bodies(kind, facts)
+    claimants = _claimants(table)
     letters: list[DeadLetter] = []
     seen = _Seen(run)
     name = f"{shard.number:06d}"
     with store.open_table(run.key, f"{name}.chunks", schema_of(DescribedChunk)) as sink:
         # Some at a time: what is done with is forgotten before it has grown.
         for start in range(0, table.num_rows, _RECORDS_AT_ONCE):
-            some = table.slice(start, _RECORDS_AT_ONCE)
-            transactions = list(from_table(Transaction, some))
-            documents = [describe_transaction(transaction) for transaction in transactions]
-            tokens = count_tokens([document.content for document in documents])
+            records = list(from_table(DescribedRecord, table.slice(start, _RECORDS_AT_ONCE)))
+            tokens = count_tokens([record.content for record in records])
             chunked = [
-                split_text(document.content, size, count_tokens, tokens=count)
-                for document, count in zip(documents, tokens, strict=True)
+                split_text(record.content, size, count_tokens, tokens=count)
+                for record, count in zip(records, tokens, strict=True)
             ]
-            ids = (
-                document_id(document.key, chunk.ordinal)
-                for document, chunks in zip(documents, chunked, strict=True)
-                for chunk in chunks
-            )
-            stored = {} if shard.untouched else vectors.find_stored(list(ids), with_runs=run.may_have_written)
-            twins = _find_twins(documents, holders, stored, source)
+            stored: dict[str, Stored] = {}
+            if not shard.untouched:
+                ids = [
+                    document_id(record.key, chunk.ordinal)
+                    for record, chunks in zip(records, chunked, strict=True)
+                    for chunk in chunks
+                ]
+                stored = vectors.find_stored(ids, with_runs=run.may_have_written)
+            twins = _find_twins(records, claimants, stored, kind.collection, source)
             rows: list[DescribedChunk] = []
-            digests = some.column(SOURCE_DIGEST).to_pylist()
-            for transaction, document, chunks, digest in zip(transactions, documents, chunked, digests, strict=True):
-                twin = twins.get(transaction.record_id)
+            for record, chunks in zip(records, chunked, strict=True):
+                twin = twins.get(record.record_id)
                 if twin is None:
-                    rows.extend(_described(run, transaction, document, chunks, digest, stored, facts))
+                    rows.extend(_described(run, record, chunks, bodies, stored, facts))
                 else:
                     letters.append(
                         duplicate_letter(
-                            record_id=transaction.record_id,
-                            team_id=transaction.team_id,
-                            contract_id=transaction.contract_id,
-                            key=document.key,
+                            record_id=record.record_id,
+                            team_id=record.team_id,
+                            holder_id=record.holder_id,
+                            key=record.key,
                             twin=twin,
                             stage="chunk",
                         )
@@ -160,39 +160,46 @@ def _find_leaving(run: Run, shard: Shard, seen: _Seen, store: ShardStore, vector
     found = [
         document["documentId"]
         for some in batched(sorted(ids), _LOOKUP_RECORDS)
-        for document in vectors.find_documents(run.scope.source_type, some)
+        for document in vectors.find_documents(run.scope.source, some)
     ]
     leaving = vectors.find_stored([key for key in found if key not in seen.made])
     return {key: row.row_hash for key, row in leaving.items()}
 
 
-def _holders(table: pa.Table) -> dict[str, list[str]]:
-    """Return, by key, the records of a shard that say to be the same transaction; few keys have several."""
-    ids = table.column("record_id").to_pylist()
-    keys = map(transaction_key, table.column("contract_id").to_pylist(), table.column("tx_hash").to_pylist())
-    holders: dict[str, list[str]] = {}
-    for key, record_id in zip(keys, ids, strict=True):
-        holders.setdefault(key, []).append(record_id)
-    return holders
+def _claimants(table: pa.Table) -> dict[str, list[str]]:
+    """Return the records of a shard that claim a key which others of it claim too; most shards have none."""
+    keys = table.column("key")
+    if pc.count_distinct(keys).as_py() == len(keys):
+        return {}
+    claimants: dict[str, list[str]] = {}
+    for key, record_id in zip(keys.to_pylist(), table.column("record_id").to_pylist(), strict=True):
+        claimants.setdefault(key, []).append(record_id)
+    return {key: ids for key, ids in claimants.items() if len(ids) > 1}
 
 
 def _find_twins(
-    documents: Iterable[Document], holders: Mapping[str, list[str]], stored: dict[str, Stored], source: MongoSource
+    records: Iterable[DescribedRecord],
+    claimants: Mapping[str, list[str]],
+    stored: Mapping[str, Stored],
+    collection: str,
+    source: MongoSource,
 ) -> dict[str, str]:
-    """Return record -> the other record that holds the same transaction and keeps its place.
+    """Return record -> the other record that says the same and keeps its place.
 
     The place belongs to the record that is stored, as long as the source still holds it; else to the shard's first.
     """
-    keys = {document.key for document in documents}
+    if not claimants and not stored:
+        return {}
+    by_key = {record.key: claimants.get(record.key) or [record.record_id] for record in records}
     strangers = {
         key: str(found.source_id)
-        for key in keys
-        if (found := stored.get(document_id(key, 0))) is not None and str(found.source_id) not in holders[key]
+        for key, ids in by_key.items()
+        if (found := stored.get(document_id(key, 0))) is not None and str(found.source_id) not in ids
     }
-    alive = source.find_existing(COLLECTION, [ObjectId(other) for other in strangers.values()]) if strangers else set()
+    alive = source.find_existing(collection, [ObjectId(other) for other in strangers.values()]) if strangers else set()
     twins: dict[str, str] = {}
-    for key in keys:
-        ids, stranger = holders[key], strangers.get(key)
+    for key, ids in by_key.items():
+        stranger = strangers.get(key)
         if stranger is not None and record_key(ObjectId(stranger)) in alive:
             keeper = stranger
         elif len(ids) == 1:
@@ -206,17 +213,16 @@ def _find_twins(
 
 def _described(
     run: Run,
-    transaction: Transaction,
-    document: Document,
+    record: DescribedRecord,
     chunks: Sequence[Chunk],
-    digest: bytes,
-    stored: dict[str, Stored],
+    bodies: Bodies,
+    stored: Mapping[str, Stored],
     facts: EmbedderFacts,
-) -> Iterable[DescribedChunk]:
-    found = [stored.get(document_id(document.key, chunk.ordinal)) for chunk in chunks]
+) -> Iterator[DescribedChunk]:
+    found = [stored.get(document_id(record.key, chunk.ordinal)) if stored else None for chunk in chunks]
     stored_chunks = max((item.chunks for item in found if item is not None), default=0)
     for chunk, item in zip(chunks, found, strict=True):
-        body = encode_body(document, chunk, len(chunks), facts)
+        body = bodies.encode(record.key, record.head, chunk, len(chunks))
         hashes: dict[str, Any] = {"content_hash": content_hash(chunk.text, facts), "row_hash": row_hash(body)}
         verdict = judge(item, **hashes)
         written_before = 0
@@ -225,16 +231,16 @@ def _described(
         elif run.rebuild and item is not None:
             verdict = Verdict.TEXT_CHANGED
         yield DescribedChunk(
-            record_id=transaction.record_id,
-            team_id=transaction.team_id,
-            contract_id=transaction.contract_id,
-            key=document.key,
+            record_id=record.record_id,
+            team_id=record.team_id,
+            holder_id=record.holder_id,
+            key=record.key,
             ordinal=chunk.ordinal,
             chunks=len(chunks),
             stored_chunks=stored_chunks,
             text=chunk.text,
             tokens=chunk.tokens,
-            source_digest=digest,
+            source_digest=record.source_digest,
             stored_row_hash=item.row_hash if item is not None else b"",
             body=body,
             verdict=verdict,

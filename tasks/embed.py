@@ -100,7 +100,9 @@ def embed_shard(
     gate: Gate | None = None,
     stop: threading.Event | None = None,
 ) -> Shard:
-    """Return the shard with its vectors' file; chunks whose text the embedder refuses become dead letters.
+    """Return the shard with a vector kept for each text; chunks whose text the embedder refuses become dead letters.
+
+    What it pays for stays where it is kept; ``rows`` are then the vectors that it has from other shards.
 
     Requests share the ``slots`` of their process and are let through by the ``gate``. Every reply is kept at once, so a
     repeat asks only for what is missing. Raises ``TransientError`` when texts are left after the retries,
@@ -108,29 +110,30 @@ def embed_shard(
     """
     service = _Service(embedder, slots, slots.join(), gate, stop or threading.Event())
     chunks = store.read_table(shard.rows)
-    missing = list(_texts_to_embed(chunks))
     reasons: dict[bytes, RecordError] = {}
     name = f"{shard.number:06d}"
     with (
         store.paid_texts(run.key, shard=shard.number) as paid,
         store.open_table(run.key, f"{name}.vectors", _VECTORS) as sink,
     ):
-        # Vectors go to the file as they come: memory holds the requests that are under way, not the shard.
-        missing = _write_known(missing, paid, sink)
+        # What the shard paid for itself is read from where it is kept; the file holds what it has from others.
+        own = {key for reply in paid.replies_of(shard.number) for key in reply.hashes}
+        missing = _write_known([text for text in _texts_to_embed(chunks) if text.hash not in own], paid, sink)
         while missing:
             mine, others = paid.claim([text.hash for text in missing])
             claimed = set(mine)
             try:
                 # Another shard may have kept some of them between the look and the claim.
                 todo = _write_known([text for text in missing if text.hash in claimed], paid, sink)
-                reasons.update(_embed(todo, service, paid, sink, shard.number))
+                reasons.update(_embed(todo, service, paid, shard.number))
             finally:
                 paid.release(mine)
             paid.wait(others)
             # What another shard had claimed and did not get is this one's to ask for.
             missing = _write_known([text for text in missing if text.hash not in claimed], paid, sink)
         embedded, tokens = paid.paid_by(shard.number)
-    refused = store.write_table(run.key, f"{name}.refused-embed", to_table(DeadLetter, list(_refused(chunks, reasons))))
+    letters = list(_refused(run.scope.source, chunks, reasons))
+    refused = store.write_table(run.key, f"{name}.refused-embed", to_table(DeadLetter, letters))
     moved = shard.moved_on(sink.file, refused)
     return replace(moved, chunks=shard.rows, embedded=embedded, tokens=tokens)
 
@@ -236,10 +239,8 @@ class _Service:
             raise StoppedError
 
 
-def _embed(
-    texts: Sequence[_Text], service: _Service, paid: PaidTexts, sink: TableSink, shard: int
-) -> dict[bytes, RecordError]:
-    """Embed, keep and write all texts; return those that the embedder refuses, with its reason."""
+def _embed(texts: Sequence[_Text], service: _Service, paid: PaidTexts, shard: int) -> dict[bytes, RecordError]:
+    """Embed and keep all texts; return those that the embedder refuses, with its reason."""
     batches = service.batches(texts)
     reasons: dict[bytes, RecordError] = {}
     failures: list[TransientError] = []
@@ -247,19 +248,12 @@ def _embed(
         futures = {pool.submit(_embed_batch, batch, service, paid, shard) for batch in batches}
         try:
             while futures:
-                # A future holds its vectors: those that are done are let go at once.
                 done, futures = wait(futures, return_when=FIRST_COMPLETED)
                 for future in done:
                     try:
-                        answers = future.result()
+                        reasons.update(future.result())
                     except TransientError as error:
                         failures.append(error)
-                        continue
-                    for answer in answers:
-                        if isinstance(answer, pa.Table):
-                            sink.write(answer)
-                        else:
-                            reasons.update(answer)
         except BaseException:
             # What can't succeed must not be asked for forty more times.
             pool.shutdown(wait=True, cancel_futures=True)
@@ -272,22 +266,20 @@ def _embed(
     return reasons
 
 
-def _embed_batch(
-    batch: Sequence[_Text], service: _Service, paid: PaidTexts, shard: int
-) -> list[pa.Table | dict[bytes, RecordError]]:
-    """Embed and keep one request's texts. If the service refuses it, halve it until the refused texts stand alone."""
+def _embed_batch(batch: Sequence[_Text], service: _Service, paid: PaidTexts, shard: int) -> dict[bytes, RecordError]:
+    """Embed and keep one request's texts; return those that are refused.
+
+    If the service refuses the request, it is halved until the refused texts stand alone.
+    """
     try:
         vectors = service.embed(batch)
     except RecordError as error:
         if len(batch) == 1:
-            return [{batch[0].hash: error}]
+            return {batch[0].hash: error}
         middle = len(batch) // 2
-        return [
-            answer for half in (batch[:middle], batch[middle:]) for answer in _embed_batch(half, service, paid, shard)
-        ]
-    hashes = [text.hash for text in batch]
-    paid.keep(hashes, vectors, tokens=[text.tokens for text in batch], shard=shard)
-    return [_vector_table(hashes, vectors)]
+        return _embed_batch(batch[:middle], service, paid, shard) | _embed_batch(batch[middle:], service, paid, shard)
+    paid.keep([text.hash for text in batch], vectors, tokens=[text.tokens for text in batch], shard=shard)
+    return {}
 
 
 def _wait_s(state: RetryCallState, *, gated: bool) -> float:
@@ -304,13 +296,13 @@ def _wait_s(state: RetryCallState, *, gated: bool) -> float:
     return min(backoff, _LONGEST_WAIT_S) * jitter
 
 
-def _refused(chunks: pa.Table, reasons: dict[bytes, RecordError]) -> Iterator[DeadLetter]:
+def _refused(source: str, chunks: pa.Table, reasons: dict[bytes, RecordError]) -> Iterator[DeadLetter]:
     """Yield one dead letter per record that has a refused text."""
     if not reasons:
         return
-    names = ("record_id", "team_id", "contract_id", "key", "content_hash", "text")
+    names = ("record_id", "team_id", "holder_id", "key", "content_hash", "text")
     seen: set[str] = set()
-    for record_id, team_id, contract_id, key, text_hash, text in zip(
+    for record_id, team_id, holder_id, key, text_hash, text in zip(
         *(chunks.column(name).to_pylist() for name in names), strict=True
     ):
         error = reasons.get(text_hash)
@@ -318,9 +310,9 @@ def _refused(chunks: pa.Table, reasons: dict[bytes, RecordError]) -> Iterator[De
             seen.add(record_id)
             yield DeadLetter.from_error(
                 error,
-                source_type="transaction",
+                source=source,
                 stage="embed",
-                record={"_id": ObjectId(record_id), "contractId": contract_id, "key": key, "text": text},
+                record={"_id": ObjectId(record_id), "holderId": holder_id, "key": key, "text": text},
                 team_id=team_id,
-                contract_id=contract_id,
+                holder_id=holder_id,
             )

@@ -16,6 +16,7 @@ from blocks.mongo import MongoSource
 from blocks.vector_store import VectorStore
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import record_key
+from tasks.domain.documents import holder_of
 from tasks.domain.errors import TerminalError
 from tasks.domain.manifests import Counts, Manifest
 from tasks.domain.runs import Run
@@ -88,7 +89,7 @@ def reconcile_run(
             lost.update(record.binary for record in settled.lost)
             result.differences.append(_lost_vectors(shard, settled.lost))
         others = {key: ids[key] for key in ids.keys() - accounted}
-        refused = vectors.find_dead_letter_keys(run.scope.source_type, others.values()) if others else set()
+        refused = vectors.find_dead_letter_keys(run.scope.source, others.values()) if others else set()
         new = {key: record for key, record in others.items() if key not in refused}
         # A shard that read fewer records than were planned missed some, unless they were deleted in between.
         done = counts.get(shard.number, Counts())
@@ -112,7 +113,7 @@ def reconcile_run(
             orphans.extend(map(ObjectId, stored.keys() - ids.keys()))
     if whole:
         gone = settle_orphans(run, orphans, source, vectors, collection, remove_orphans, result)
-        _compare_contracts(run, shards, manifest, gone, lost, source, vectors, collection, result)
+        _compare_holders(run, shards, manifest, gone, lost, source, vectors, collection, result)
     return result
 
 
@@ -155,8 +156,8 @@ def _settle(
         for some in batched(settled.lost, _LOOKUP_RECORDS):
             # A writer removes vectors first and puts dead letters down last: looked at in this order, what it ended
             # before is seen whole.
-            stored = {document["sourceId"] for document in vectors.find_documents(run.scope.source_type, some)}
-            refused = vectors.find_dead_letter_keys(run.scope.source_type, some)
+            stored = {document["sourceId"] for document in vectors.find_documents(run.scope.source, some)}
+            refused = vectors.find_dead_letter_keys(run.scope.source, some)
             alive = source.find_existing(collection, some)
             for record in some:
                 if record in stored:
@@ -197,7 +198,7 @@ def _broken(run: Run, records: Sequence[ObjectId], vectors: VectorStore) -> dict
     found: dict[ObjectId, str] = {}
     for some in batched(records, _LOOKUP_RECORDS):
         documents: dict[ObjectId, list[Mapping[str, Any]]] = {}
-        for document in vectors.find_documents(run.scope.source_type, some):
+        for document in vectors.find_documents(run.scope.source, some):
             documents.setdefault(document["sourceId"], []).append(document)
         for record, own in documents.items():
             keys = {document["documentId"].rpartition(":")[0] for document in own}
@@ -221,7 +222,7 @@ def settle_orphans(
 ) -> Counter[str]:
     """Remove the documents of records that are really gone, and close the dead letters of such records.
 
-    Return how many such records each contract had. Raises ``TerminalError``, with nothing removed, if they are more
+    Return how many such records each holder had. Raises ``TerminalError``, with nothing removed, if they are more
     than a few and ``remove`` does not say so.
     """
     documents: list[Mapping[str, Any]] = []
@@ -230,7 +231,7 @@ def settle_orphans(
         alive = source.find_existing(collection, some)
         documents.extend(
             document
-            for document in vectors.find_documents(run.scope.source_type, some)
+            for document in vectors.find_documents(run.scope.source, some)
             if document["sourceId"].binary not in alive
         )
     result.orphaned = len({document["sourceId"] for document in documents})
@@ -244,19 +245,15 @@ def settle_orphans(
         )
     result.removed = vectors.remove_documents([document["documentId"] for document in documents])
     gone: list[Any] = []
-    for some in batched(vectors.read_dead_letter_ids(run.scope.source_type), _LOOKUP_RECORDS):
+    for some in batched(vectors.read_dead_letter_ids(run.scope.source), _LOOKUP_RECORDS):
         alive = source.find_existing(collection, some)
         gone.extend(record_id for record_id in some if record_key(record_id) not in alive)
     for some in batched(gone, _LOOKUP_RECORDS):
-        vectors.resolve_dead_letters(run.scope.source_type, some, run_id=run.id, now=datetime.now(UTC))
-    return Counter(_contract(document) for document in documents if document["lineage"]["ordinal"] == 0)
+        vectors.resolve_dead_letters(run.scope.source, some, run_id=run.id, now=datetime.now(UTC))
+    return Counter(holder_of(document["documentId"]) for document in documents if document["lineage"]["ordinal"] == 0)
 
 
-def _contract(document: Mapping[str, Any]) -> str:
-    return str(document["metadata"].get("facts", {}).get("contractId"))
-
-
-def _compare_contracts(
+def _compare_holders(
     run: Run,
     shards: Sequence[ShardRange],
     manifest: Manifest,
@@ -267,45 +264,45 @@ def _compare_contracts(
     collection: str,
     result: Reconciliation,
 ) -> None:
-    """Hold what the run says it left stored against what the store's own index counts, per team and contract.
+    """Hold what the run says it left stored against what the store's own index counts, per team and holder.
 
-    A contract has fewer by right where records were deleted, refused or moved to another one meanwhile. So the
-    records of a shard that accounts for a contract with fewer are looked at one by one: those that are nowhere and
+    A holder has fewer by right where records were deleted, refused or moved to another one meanwhile. So the
+    records of a shard that accounts for a holder with fewer are looked at one by one: those that are nowhere and
     should be are differences, without the ``told`` ones.
     """
     expected: Counter[str] = Counter()
     teams: dict[str, str | None] = {}
     for owner, counts in manifest.by_owner.items():
-        if owner.contract_id is not None:
-            expected[owner.contract_id] += counts.written + counts.unchanged
-            teams[owner.contract_id] = owner.team_id
+        if owner.holder_id is not None:
+            expected[owner.holder_id] += counts.written + counts.unchanged
+            teams[owner.holder_id] = owner.team_id
     expected -= gone
-    found = vectors.count_records_by_contract(run.scope.source_type)
-    fewer = {contract_id for contract_id, least in expected.items() if found.get(contract_id, 0) < least}
+    found = vectors.count_records_by_holder(run.scope.source)
+    fewer = {holder_id for holder_id, least in expected.items() if found.get(holder_id, 0) < least}
     if not fewer:
         return
     checkpoints = vectors.load_checkpoints(run.key)
-    lost_by_contract: Counter[str] = Counter()
+    lost_by_holder: Counter[str] = Counter()
     for shard in shards:
         checkpoint = checkpoints.get(shard.number, Manifest())
-        if not any(owner.contract_id in fewer for owner in checkpoint.by_owner):
+        if not any(owner.holder_id in fewer for owner in checkpoint.by_owner):
             continue
         accounted = vectors.load_stored_ids(run.key, shard.number)
         absent: list[ObjectId] = []
         for some in batched(map(ObjectId, accounted - told), _LOOKUP_RECORDS):
             # By source: a document of another one may have the id of a record, and the index of ids can't tell.
-            stored = {document["sourceId"] for document in vectors.find_documents(run.scope.source_type, some)}
+            stored = {document["sourceId"] for document in vectors.find_documents(run.scope.source, some)}
             absent.extend(record for record in some if record not in stored)
         settled = _settle(run, absent, source, vectors, collection, patient=not result.differences)
         if settled.lost:
             result.differences.append(_lost_vectors(shard, settled.lost))
         lost = [*settled.lost, *map(ObjectId, accounted & told)]
-        for row in source.read_records(collection, lost, ("contractId",)) if lost else ():
-            lost_by_contract[str(row.get("contractId"))] += 1
-    for contract_id in sorted(fewer & lost_by_contract.keys()):
+        for row in source.read_records(collection, lost, ("contractId", "siteId")) if lost else ():
+            lost_by_holder[str(row.get("contractId") or row.get("siteId"))] += 1
+    for holder_id in sorted(fewer & lost_by_holder.keys()):
         result.differences.append(
-            f"contract {contract_id} (team {teams[contract_id]}): the run accounts for {expected[contract_id]} "
-            f"records, the store holds {found.get(contract_id, 0)}"
+            f"{holder_id} (team {teams[holder_id]}): the run accounts for {expected[holder_id]} "
+            f"records, the store holds {found.get(holder_id, 0)}"
         )
 
 

@@ -19,11 +19,12 @@ from blocks.vector_store import VectorStore
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter
 from tasks.domain.digests import count_unchanged
+from tasks.domain.documents import holder_of
 from tasks.domain.errors import ShardDamagedError
 from tasks.domain.manifests import Manifest, Owner, ShardOutcome
 from tasks.domain.rows import RowChange, Verdict, changed_fields, document_id, new_row, row_id
 from tasks.domain.runs import Run
-from tasks.domain.shards import Shard, ShardFile
+from tasks.domain.shards import Shard
 from tasks.domain.tables import from_table
 from tasks.domain.vectors import Matrix
 from tasks.policy import STAGE
@@ -32,7 +33,7 @@ _LOOKUP_RECORDS = 1_000
 #: A row with its vector is some 8 kB: messages of 4 MB cost a quarter less than twice as large ones, and a whole shard
 #: at once would be the peak of the run's memory.
 _ROWS_AT_ONCE = 500
-#: Reads the vectors of a shard's texts from the beginning, each time it is called.
+#: Reads the vectors of a shard's texts from the beginning, each time it is called; some may come twice.
 ReadVectors = Callable[[], Iterator[tuple[bytes, Matrix]]]
 #: What an earlier attempt at this work did to a row.
 _CREATED, _UPDATED = 1, 2
@@ -42,7 +43,7 @@ _CREATED, _UPDATED = 1, 2
 class _Row:
     record_id: str
     team_id: str
-    contract_id: str
+    holder_id: str
     key: str
     ordinal: int
     chunks: int
@@ -61,7 +62,7 @@ class _Row:
 
     @property
     def owner(self) -> Owner:
-        return Owner(self.team_id, self.contract_id)
+        return Owner(self.team_id, self.holder_id)
 
 
 @task(name="upsert", task_run_name="upsert {shard.number}", **STAGE)
@@ -91,7 +92,7 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
     manifest = Manifest(embedded=shard.embedded, tokens=shard.tokens)
 
     _remove_moved(rows, compared, run, vectors, manifest)
-    twins = _write(rows, partial(_read_vectors, store, shard.rows), run, vectors, now)
+    twins = _write(rows, partial(_read_vectors, run, shard, store), run, vectors, now)
     if twins:
         letters.extend(twins.values())
         rows = [row for row in rows if row.record_id not in twins]
@@ -173,7 +174,7 @@ def _write(
                 letters[row.record_id] = duplicate_letter(
                     record_id=row.record_id,
                     team_id=row.team_id,
-                    contract_id=row.contract_id,
+                    holder_id=row.holder_id,
                     key=row.key,
                     twin=str(holder.source_id),
                     stage="upsert",
@@ -218,7 +219,7 @@ def _remove_moved(
     made = {row.document_id for row in rows}
     for some in batched([ObjectId(record_id) for record_id in looked_at], _LOOKUP_RECORDS):
         by_owner: dict[Owner, list[str]] = {}
-        for document in vectors.find_documents(run.scope.source_type, some):
+        for document in vectors.find_documents(run.scope.source, some):
             row = looked_at[str(document["sourceId"])]
             moved = not document["documentId"].startswith(f"{row.key}:")
             if (moved or run.thorough) and document["documentId"] not in made:
@@ -248,9 +249,9 @@ def _remove(
     for letter in letters:
         source_id = letter.record_id
         if isinstance(source_id, ObjectId):
-            by_owner.setdefault(Owner(letter.team_id, letter.contract_id), []).append(source_id)
+            by_owner.setdefault(Owner(letter.team_id, letter.holder_id), []).append(source_id)
     for owner, ids in by_owner.items():
-        documents = vectors.find_documents(run.scope.source_type, ids)
+        documents = vectors.find_documents(run.scope.source, ids)
         leaving = _require_as_compared([document["documentId"] for document in documents], compared, vectors)
         if leaving:
             manifest.add(owner, removed=vectors.remove_documents(leaving))
@@ -262,13 +263,13 @@ def _remove_gone(shard: Shard, compared: dict[str, bytes], run: Run, vectors: Ve
     if not gone:
         return
     ids = [record_id for record_id in gone if isinstance(record_id, ObjectId)]
-    documents = vectors.find_documents(run.scope.source_type, ids)
+    documents = vectors.find_documents(run.scope.source, ids)
     for document in documents:
-        owner = Owner(str(document["teamId"]), document["metadata"].get("facts", {}).get("contractId"))
+        owner = Owner(str(document["teamId"]), holder_of(document["documentId"]))
         manifest.add(owner, removed=1)
     leaving = _require_as_compared([document["documentId"] for document in documents], compared, vectors)
     vectors.remove_documents(leaving)
-    vectors.resolve_dead_letters(run.scope.source_type, gone, run_id=run.id, now=datetime.now(UTC))
+    vectors.resolve_dead_letters(run.scope.source, gone, run_id=run.id, now=datetime.now(UTC))
 
 
 def _count(rows: list[_Row], letters: list[DeadLetter], manifest: Manifest) -> None:
@@ -295,7 +296,7 @@ def _count(rows: list[_Row], letters: list[DeadLetter], manifest: Manifest) -> N
             ),
         )
     for letter in letters:
-        manifest.add(Owner(letter.team_id, letter.contract_id), read=1, dead_lettered=1)
+        manifest.add(Owner(letter.team_id, letter.holder_id), read=1, dead_lettered=1)
         manifest.refused[letter.code] = manifest.refused.get(letter.code, 0) + 1
 
 
@@ -304,9 +305,9 @@ def _read_rows(table: pa.Table) -> list[_Row]:
 
 
 def _with_vectors(rows: Iterable[_Row], read_vectors: ReadVectors) -> Iterator[tuple[_Row, Matrix]]:
-    """Yield each row with its vector, in the order of the vectors' file; several rows may have the same.
+    """Yield each row with its vector, in the order of the vectors; several rows may have the same.
 
-    Raises ``ShardDamagedError`` if the file lacks one.
+    Raises ``ShardDamagedError`` if one has none.
     """
     waiting: dict[bytes, list[_Row]] = {}
     for row in rows:
@@ -316,13 +317,18 @@ def _with_vectors(rows: Iterable[_Row], read_vectors: ReadVectors) -> Iterator[t
     for key, vector in read_vectors():
         for row in waiting.pop(key, ()):
             yield row, vector
+        if not waiting:
+            break
     for lacking in waiting.values():
-        raise ShardDamagedError(f"{lacking[0].document_id} has no vector in its shard file")
+        raise ShardDamagedError(f"{lacking[0].document_id} has no vector in its shard")
 
 
-def _read_vectors(store: ShardStore, file: ShardFile) -> Iterator[tuple[bytes, Matrix]]:
-    """Yield the content hash and the vector of each text."""
-    for batch in store.read_batches(file):
+def _read_vectors(run: Run, shard: Shard, store: ShardStore) -> Iterator[tuple[bytes, Matrix]]:
+    """Yield the content hash and the vector of each text: those that the shard paid for, and those of others' texts."""
+    with store.paid_texts(run.key, shard=shard.number) as paid:
+        for reply in paid.replies_of(shard.number):
+            yield from zip(reply.hashes, reply.vectors, strict=True)
+    for batch in store.read_batches(shard.rows):
         vectors = batch.column("vector")
         _, ends, content = vectors.buffers()
         offsets = np.frombuffer(ends, dtype=np.int64)[vectors.offset : vectors.offset + len(vectors) + 1].tolist()

@@ -9,18 +9,18 @@ import pyarrow.compute as pc
 from prefect import task
 
 from blocks.shards import ShardStore
+from tasks.domain.documents import DescribedRecord
 from tasks.domain.errors import TerminalError
 from tasks.domain.owners import OWNER_CODES
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
-from tasks.domain.transactions import Transaction
 from tasks.policy import STAGE
 
 #: A shard of which more than half is refused is no dirt but a source that changed its shape, or the wrong one.
 MAX_REFUSED_SHARE = 0.5
 #: Below this many records a share says nothing.
 _ENOUGH_RECORDS = 500
-_REQUIRED = ("record_id", "contract_id", "team_id", "site_id", "tx_hash")
+_REQUIRED = ("record_id", "team_id", "holder_id", "key", "content", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def validate_shard(run: Run, shard: Shard, store: ShardStore) -> Shard:
     broken = [expectation for expectation in _expectations(table) if expectation.violations]
     if broken:
         raise TerminalError(
-            f"shard {shard.number} breaks what parsing promises: "
+            f"shard {shard.number} breaks what describing promises: "
             + "; ".join(f"{expectation.says} ({expectation.violations} rows)" for expectation in broken)
         )
     return shard
@@ -56,11 +56,9 @@ def _expectations(table: pa.Table) -> list[_Expectation]:
     found = [_Expectation(f"{name} is set", table.column(name).null_count) for name in _REQUIRED]
     ids = table.column("record_id")
     found.append(_Expectation("every record comes once", len(ids) - pc.count_distinct(ids).as_py()))
-    gas = table.column("gas_used")
-    found.append(_Expectation("gas_used is not negative", pc.sum(pc.less(gas, 0)).as_py() or 0))
-    unitless = pc.and_(pc.is_valid(table.column("amount")), pc.equal(table.column("unit"), ""))
-    found.append(_Expectation("a unit is not empty", pc.sum(unitless).as_py() or 0))
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(table.column("content"))), 0)
+    found.append(_Expectation("every record has a text", pc.sum(blank).as_py() or 0))
     return found
 
 
-assert set(_REQUIRED) <= set(Transaction.__slots__)
+assert set(_REQUIRED) <= set(DescribedRecord.__slots__)

@@ -6,10 +6,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from bson import ObjectId
 
+from tasks.domain import registry
+from tasks.domain.chunks import Chunk
+from tasks.domain.documents import Document
 from tasks.domain.owners import Owners
+from tasks.domain.rows import Bodies, encode_head
+from tasks.domain.transaction_documents import TRANSACTIONS
 from tasks.domain.transactions import Transaction, parse_transaction
+from tasks.domain.vectors import EmbedderFacts
 
 NOW = datetime(2025, 7, 20, 12, tzinfo=UTC)
 NOW_MS = round(NOW.timestamp() * 1000)
@@ -117,3 +124,14 @@ def make_call(method: str, selector: str, *words: int, **changes: Any) -> dict[s
 def make_transaction(**changes: Any) -> Transaction:
     """Return the transaction of ``make_record()``, with some of its own fields changed."""
     return replace(parse_transaction(make_record(), make_owners(), now_ms=NOW_MS), **changes)
+
+
+def make_body(document: Document, chunk: Chunk, chunks: int, facts: EmbedderFacts) -> bytes:
+    """Return the body of a row of a transaction's document."""
+    return Bodies(TRANSACTIONS, facts).encode(document.key, encode_head(document), chunk, chunks)
+
+
+def use_next_describer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the code be the next release, in which transactions are described by a new version."""
+    newer = replace(TRANSACTIONS, version=TRANSACTIONS.version + 1)
+    monkeypatch.setitem(registry._SOURCES, TRANSACTIONS.name, newer)

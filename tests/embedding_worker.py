@@ -93,7 +93,7 @@ def write_shard(store: ShardStore, run_key: str, texts: list[str]) -> Shard:
             "tokens": pa.array([count_tokens(text) for text in texts], pa.int32()),
             "record_id": pa.array([f"{number:012x}".encode() for number in range(count)], pa.large_binary()),
             "team_id": pa.array([""] * count, pa.large_string()),
-            "contract_id": pa.array([""] * count, pa.large_string()),
+            "holder_id": pa.array([""] * count, pa.large_string()),
             "key": pa.array([""] * count, pa.large_string()),
         }
     )

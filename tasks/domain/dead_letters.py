@@ -23,18 +23,18 @@ def record_key(record_id: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """``source_id`` is the record's ``_id``, of whatever type it has; ``record`` an excerpt of it as BSON.
+    """``source`` names its source, ``source_id`` is the record's ``_id`` of any type, ``record`` an excerpt as BSON.
 
-    ``team_id`` and ``contract_id`` are None where the record's owner could not be told.
+    ``team_id`` and ``holder_id`` are None where the record's owner could not be told.
     """
 
-    source_type: str
+    source: str
     source_id: bytes
     stage: str
     code: str
     reason: str
     team_id: str | None
-    contract_id: str | None
+    holder_id: str | None
     record: bytes
 
     @property
@@ -47,41 +47,42 @@ class DeadLetter:
         cls,
         error: RecordError,
         *,
-        source_type: str,
+        source: str,
         stage: str,
         record: Mapping[str, Any],
         team_id: str | None = None,
-        contract_id: str | None = None,
+        holder_id: str | None = None,
     ) -> DeadLetter:
         """Return the dead letter of a record that raised ``error`` in ``stage``. Long values are cut."""
-        if contract_id is None and isinstance(record.get("contractId"), str):
-            contract_id = record["contractId"]
+        if holder_id is None:
+            named = record.get("contractId") or record.get("siteId")
+            holder_id = named if isinstance(named, str) else None
         return cls(
-            source_type=source_type,
+            source=source,
             source_id=bson.encode({"_id": record["_id"]}),
             stage=stage,
             code=error.code,
             reason=error.reason,
             team_id=team_id,
-            contract_id=contract_id,
+            holder_id=holder_id,
             record=bson.encode({name: _shortened(value) for name, value in record.items()}),
         )
 
 
-def duplicate_letter(*, record_id: str, team_id: str, contract_id: str, key: str, twin: str, stage: str) -> DeadLetter:
-    """Return the dead letter of a record whose transaction (``key``) another record, ``twin``, holds already."""
+def duplicate_letter(*, record_id: str, team_id: str, holder_id: str, key: str, twin: str, stage: str) -> DeadLetter:
+    """Return the dead letter of a record whose document (``key``) another record, ``twin``, holds already."""
     error = RecordError(
         "duplicate_record",
-        f"the source holds this transaction twice: {key} stands in record {twin} too, which is the one that is "
+        f"the source holds this twice: {key} stands in record {twin} too, which is the one that is "
         "stored; delete one of the two",
     )
     return DeadLetter.from_error(
         error,
-        source_type=key.partition(":")[0],
+        source=key.partition(":")[0],
         stage=stage,
-        record={"_id": ObjectId(record_id), "contractId": contract_id, "key": key},
+        record={"_id": ObjectId(record_id), "holderId": holder_id, "key": key},
         team_id=team_id,
-        contract_id=contract_id,
+        holder_id=holder_id,
     )
 
 

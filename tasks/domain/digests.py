@@ -9,14 +9,11 @@ from hashlib import blake2b
 import pyarrow as pa
 
 from tasks.domain.chunks import CHUNKER_VERSION, ChunkSize
-from tasks.domain.documents import DESCRIBER_VERSION
-from tasks.domain.owners import Contract
+from tasks.domain.owners import Holder
+from tasks.domain.sources import Source
 from tasks.domain.vectors import EmbedderFacts
 
 _DIGEST_BYTES, _KEY_BYTES = 16, 32
-
-#: The column of a shard's transactions that holds what each was made from.
-SOURCE_DIGEST = "source_digest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +22,13 @@ class UnchangedRecord:
 
     record_id: bytes
     team_id: str | None
-    contract_id: str
+    holder_id: str
     chunks: int
 
 
 def count_unchanged(table: pa.Table) -> Counter[tuple[str | None, str, int]]:
-    """Return how many of the records in a file of ``UnchangedRecord`` have each team, contract and number of chunks."""
-    return Counter(zip(*(table.column(name).to_pylist() for name in ("team_id", "contract_id", "chunks")), strict=True))
+    """Return how many of the records in a file of ``UnchangedRecord`` have each team, holder and number of chunks."""
+    return Counter(zip(*(table.column(name).to_pylist() for name in ("team_id", "holder_id", "chunks")), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +42,22 @@ class StoredRecord:
 class SourceDigests:
     """Digests of raw records under one describer, chunker, model and set of owners.
 
-    Equal digests mean equal rows: a record's bytes, its contract with team and site, and the versions of all code
-    between them decide what is stored. That holds as long as ``DESCRIBER_VERSION`` is raised with every change of
+    Equal digests mean equal rows: a record's bytes, its contract or website with its team, and the versions of all code
+    between them decide what is stored. That holds as long as the source's ``version`` is raised with every change of
     what parsing or describing makes of a record.
     """
 
-    def __init__(self, source_type: str, facts: EmbedderFacts, size: ChunkSize) -> None:
-        made_by = (source_type, DESCRIBER_VERSION, CHUNKER_VERSION, facts.model, facts.dimensions, facts.task)
+    def __init__(self, source: Source, facts: EmbedderFacts, size: ChunkSize) -> None:
+        made_by = (source.name, source.version, CHUNKER_VERSION, facts.model, facts.dimensions, facts.task)
         self._made_by = repr((made_by, astuple(size)))
-        self._keys: dict[int, tuple[Contract, bytes]] = {}
+        self._keys: dict[int, tuple[Holder, bytes]] = {}
 
-    def digest(self, raw: bytes, contract: Contract) -> bytes:
-        """Return 16 bytes for a record, as BSON with the fields that parsing reads, under its contract."""
-        known = self._keys.get(id(contract))
+    def digest(self, raw: bytes, holder: Holder) -> bytes:
+        """Return 16 bytes for a record, as BSON with the fields that parsing reads, under its holder."""
+        known = self._keys.get(id(holder))
         if known is None:
-            words = f"{self._made_by}{contract!r}"
-            # The contract is kept beside its key: while it lives, no other has its identity.
-            known = (contract, blake2b(words.encode(), digest_size=_KEY_BYTES).digest())
-            self._keys[id(contract)] = known
+            words = f"{self._made_by}{holder!r}"
+            # The holder is kept beside its key: while it lives, no other has its identity.
+            known = (holder, blake2b(words.encode(), digest_size=_KEY_BYTES).digest())
+            self._keys[id(holder)] = known
         return blake2b(raw, digest_size=_DIGEST_BYTES, key=known[1]).digest()

@@ -115,7 +115,7 @@ def job_record(
         "jobId": job_id(run.key, origin.kind, origin.part),
         "jobType": _JOB_TYPES[origin.kind],
         "priority": 5,
-        "sourceType": run.scope.source_type,
+        "sourceType": run.scope.source,
         "sourceIds": [],
         "teamId": ObjectId(run.scope.team_ids[0]) if len(run.scope.team_ids) == 1 else None,
         "siteId": None,

@@ -1,4 +1,4 @@
-"""Manifest: what a run read, wrote, left, refused and removed, per team and contract. It must close exactly."""
+"""Manifest: what a run read, wrote, left, refused and removed, per team and holder. It must close exactly."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ BATCH_PRICE_SHARE = 0.5
 
 
 class Owner(NamedTuple):
-    """Whom rows are counted for; both are None for records whose owner could not be told."""
+    """Whom rows are counted for: a team, and the contract or website of its that they came through.
+
+    Both are None for records whose owner could not be told.
+    """
 
     team_id: str | None
-    contract_id: str | None
+    holder_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +88,14 @@ class Manifest:
         return sum(self.by_owner.values(), Counts())
 
     def add_unchanged(self, records: Mapping[tuple[str | None, str, int], int]) -> None:
-        """Count records that are stored as they are: how many of each team, contract and number of chunks."""
-        for (team_id, contract_id, chunks), number in records.items():
-            self.add(Owner(team_id, contract_id), read=number, unchanged=number, chunks=number * chunks)
+        """Count records that are stored as they are: how many of each team, holder and number of chunks."""
+        for (team_id, holder_id, chunks), number in records.items():
+            self.add(Owner(team_id, holder_id), read=number, unchanged=number, chunks=number * chunks)
 
     def require_closed(self, what: str) -> None:
         """Raise ``TerminalError`` naming each owner whose records do not add up."""
         open_owners = [
-            f"team {owner.team_id or 'unknown'}, contract {owner.contract_id or 'unknown'}: read {c.read}, "
+            f"team {owner.team_id or 'unknown'}, {owner.holder_id or 'unknown'}: read {c.read}, "
             f"written {c.written}, unchanged {c.unchanged}, dead-lettered {c.dead_lettered}"
             for owner, c in self.by_owner.items()
             if not c.closes
@@ -104,7 +107,7 @@ class Manifest:
         """Return it as plain values, for a checkpoint."""
         return {
             "counts": [
-                {"team_id": owner.team_id, "contract_id": owner.contract_id, **asdict(counts)}
+                {"team_id": owner.team_id, "holder_id": owner.holder_id, **asdict(counts)}
                 for owner, counts in sorted(
                     self.by_owner.items(), key=lambda item: tuple(part or "" for part in item[0])
                 )
@@ -121,7 +124,7 @@ class Manifest:
         names = [f.name for f in fields(Counts)]
         return cls(
             {
-                Owner(row["team_id"], row["contract_id"]): Counts(**{name: row[name] for name in names})
+                Owner(row["team_id"], row["holder_id"]): Counts(**{name: row[name] for name in names})
                 for row in record["counts"]
             },
             dict(record["refused"]),

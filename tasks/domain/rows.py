@@ -22,7 +22,8 @@ from bson.raw_bson import RawBSONDocument
 from numpy.typing import NDArray
 
 from tasks.domain.chunks import CHUNKER_VERSION, Chunk
-from tasks.domain.documents import DESCRIBER_VERSION, Document
+from tasks.domain.documents import Document
+from tasks.domain.sources import Source
 from tasks.domain.vectors import EmbedderFacts, Matrix
 
 #: ``float32``: BSON binary vectors, read by Atlas and Community vector search at a third of an array's bytes.
@@ -81,31 +82,43 @@ def document_id(key: str, ordinal: int) -> str:
     return f"{key}:{ordinal}"
 
 
-def encode_body(document: Document, chunk: Chunk, chunks: int, facts: EmbedderFacts) -> bytes:
-    """Return the body of a row as BSON. The same arguments give the same bytes."""
-    return bson.encode(
-        {
-            "documentId": document_id(document.key, chunk.ordinal),
-            "sourceType": document.source_type,
-            "sourceId": ObjectId(document.source_id),
-            "teamId": ObjectId(document.team_id),
-            "siteId": document.site_id,
-            "content": chunk.text,
-            "source": f"{document.source_type}:{document.source_id}",
-            "summary": document.summary,
-            "metadata": document.metadata,
-            "status": "active",
-            "lineage": {
-                "model": facts.model,
-                "dimensions": facts.dimensions,
-                "task": facts.task,
-                "describer": DESCRIBER_VERSION,
-                "chunker": CHUNKER_VERSION,
-                "ordinal": chunk.ordinal,
-                "chunks": chunks,
-            },
+def encode_head(document: Document) -> bytes:
+    """Return what all rows of a document share, as BSON elements. The same document gives the same bytes."""
+    fields = {
+        "sourceType": document.source_type,
+        "sourceId": ObjectId(document.source_id),
+        "teamId": ObjectId(document.team_id),
+        "siteId": document.site_id,
+        "source": f"{document.source_type}:{document.source_id}",
+        "summary": document.summary,
+        "metadata": document.metadata,
+        "status": "active",
+    }
+    return bson.encode(fields)[4:-1]
+
+
+class Bodies:
+    """Encodes the bodies of rows that one describer and one model make."""
+
+    def __init__(self, source: Source, facts: EmbedderFacts) -> None:
+        self._made_by = {
+            "model": facts.model,
+            "dimensions": facts.dimensions,
+            "task": facts.task,
+            "describer": source.version,
+            "chunker": CHUNKER_VERSION,
         }
-    )
+        self._lineages: dict[tuple[int, int], bytes] = {}
+
+    def encode(self, key: str, head: bytes, chunk: Chunk, chunks: int) -> bytes:
+        """Return the body of a row as BSON. The same arguments give the same bytes."""
+        lineage = self._lineages.get((chunk.ordinal, chunks))
+        if lineage is None:
+            fields = {**self._made_by, "ordinal": chunk.ordinal, "chunks": chunks}
+            lineage = self._lineages[chunk.ordinal, chunks] = bson.encode({"lineage": fields})[4:-1]
+        own = bson.encode({"documentId": document_id(key, chunk.ordinal), "content": chunk.text})[4:-1]
+        size = struct.pack("<i", 4 + len(own) + len(head) + len(lineage) + len(_END))
+        return b"".join((size, own, head, lineage, _END))
 
 
 def row_hash(body: bytes) -> bytes:

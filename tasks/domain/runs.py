@@ -11,19 +11,19 @@ from typing import Any
 import orjson
 
 from tasks.domain.chunks import CHUNKER_VERSION
-from tasks.domain.documents import DESCRIBER_VERSION
+from tasks.domain.registry import find_source
 from tasks.domain.vectors import EmbedderFacts
 from tasks.domain.windows import Window
 
 #: Raise it when a stage's files change their meaning: an unfinished run of the older code then starts over.
-SHARD_SCHEMA = 2
+SHARD_SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
     """Which records a run is about. Empty tuples mean all. ``limit`` counts records in ``_id`` order."""
 
-    source_type: str = "transaction"
+    source: str = "transaction"
     window: Window = field(default_factory=Window)
     team_ids: tuple[str, ...] = ()
     contract_ids: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Scope:
     def to_record(self) -> dict[str, Any]:
         """Return it as plain values, for a process that takes part in the work."""
         return {
-            "sourceType": self.source_type,
+            "source": self.source,
             "start": self.window.start,
             "end": self.window.end,
             "teams": list(self.team_ids),
@@ -49,7 +49,7 @@ class Scope:
     def from_record(cls, record: Mapping[str, Any]) -> Scope:
         """Return the scope that ``to_record`` was called on."""
         return cls(
-            record["sourceType"],
+            record["source"],
             Window(record["start"], record["end"]),
             tuple(record["teams"]),
             tuple(record["contracts"]),
@@ -58,7 +58,7 @@ class Scope:
 
     def __str__(self) -> str:
         """Return ``transactions 2025-06-01..2025-07-01, 1 team``."""
-        parts = [f"{self.source_type}s {self.window}"]
+        parts = [f"{self.source}s {self.window}"]
         parts.extend(
             f"{len(ids)} {name}{'s' if len(ids) > 1 else ''}"
             for name, ids in (("team", self.team_ids), ("contract", self.contract_ids))
@@ -114,14 +114,14 @@ def fingerprint(scope: Scope, facts: EmbedderFacts, **choices: Any) -> str:
     parts = [
         str(scope.window.start),
         str(scope.window.end),
-        scope.source_type,
+        scope.source,
         sorted(scope.team_ids),
         sorted(scope.contract_ids),
         scope.limit,
         facts.model,
         facts.dimensions,
         facts.task,
-        DESCRIBER_VERSION,
+        find_source(scope.source).version,
         CHUNKER_VERSION,
         SHARD_SCHEMA,
         choices,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -13,19 +13,33 @@ from tasks.domain.documents import Document
 from tasks.domain.owners import Holder, Owners
 
 Record = Mapping[str, Any]
+Criteria = dict[str, Any]
 _ID_BYTES = 12
+
+
+def of_sites(owners: Owners, team_ids: Collection[str], holder_ids: Collection[str]) -> Criteria:
+    """Return the MongoDB filter of records that name their website by ``siteId``: those of these teams and websites."""
+    chosen = [
+        site.site_id
+        for site in owners.by_site_id.values()
+        if (not team_ids or site.team_id in team_ids) and (not holder_ids or site.site_id in holder_ids)
+    ]
+    return {"siteId": {"$in": chosen}}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """What the stages need to know of one kind of record. All functions are pure, and raise ``RecordError``.
 
-    - ``name`` names it in parameters, positions and dead letters; ``source_type`` is that of its vector documents.
+    - ``name`` names it in parameters, positions and dead letters, and begins the key of each of its documents;
+      ``source_type`` is that of its vector documents.
     - ``fields`` are all that parsing reads of a record of ``collection``; nothing else is fetched.
     - ``version`` goes into every vector's lineage: raise it whenever a text or a fact changes for the same record.
+      The next run then writes what differs, and embeds only the texts that really changed.
     - ``time_field`` is what a window bounds and ``read_time`` what it holds, in epoch milliseconds, or None where a
       record has no time or one that can't be read.
-    - ``find_holder`` returns the contract or the website through which a record has its team.
+    - ``find_holder`` returns the contract or the website through which a record has its team; ``owned_by`` returns the
+      filter of the records of these teams and holders, where empty collections mean all.
     - ``describe`` returns what a record is stored as; its third argument is the run's start in epoch milliseconds,
       the "now" of every rule about time.
     - ``split`` makes records of one record of the collection, where it holds several (a list of journeys, a ring of
@@ -42,6 +56,7 @@ class Source:
     time_field: str | None
     read_time: Callable[[Record], int | None]
     split: Callable[[Record], Iterator[dict[str, Any]]] | None = None
+    owned_by: Callable[[Owners, Collection[str], Collection[str]], Criteria] = of_sites
 
 
 def derived_id(*parts: object) -> ObjectId:

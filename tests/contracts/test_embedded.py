@@ -425,6 +425,7 @@ def numbers() -> int:
     return sum(future.result() for future in [number.submit(value) for value in range(TASK_RUNS)])
 
 
+@pytest.mark.long
 def test_the_prefect_server_keeps_its_records_over_a_restart(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The caller's own settings must not lead the server to another database or port.
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////nowhere/else.db")

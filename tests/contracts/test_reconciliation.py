@@ -254,7 +254,7 @@ def test_vectors_that_were_lost_are_found_among_those_that_went_by_right(place: 
     place.lose(RECORDS[0])
     said = place.audit().differences
     assert said[0] == f"1 records of shard 0 lost their vectors: {RECORDS[0]}"
-    assert [line.partition(" (team")[0] for line in said[1:]] == [f"contract {contract_of(RECORDS[0])}"]
+    assert [line.partition(" (team")[0] for line in said[1:]] == [contract_of(RECORDS[0])]
 
 
 def test_vectors_that_are_lost_after_their_shard_was_looked_at_are_found_by_contract(place: Place) -> None:
@@ -262,7 +262,7 @@ def test_vectors_that_are_lost_after_their_shard_was_looked_at_are_found_by_cont
     place.watch.before(counting_contracts, lambda: (place.lose(RECORDS[0]), place.delete(RECORDS[1])))
     assert place.audit().differences == [
         f"1 records of shard 0 lost their vectors: {RECORDS[0]}",
-        f"contract {contract_of(RECORDS[0])} (team {TEAM_ID}): the run accounts for 6 records, the store holds 5",
+        f"{contract_of(RECORDS[0])} (team {TEAM_ID}): the run accounts for 6 records, the store holds 5",
     ]
 
 

@@ -193,11 +193,11 @@ FIND_OPTIONS = ("find", "filter", "projection", "hint", "min", "max", "sort")
     [
         lambda store: store.find_stored([document_id(number) for number in range(50)]),
         lambda store: list(store.read_source_ids(ShardRange(0, source_id(10), source_id(90), 80))),
-        lambda store: store.count_records_by_contract("transaction"),
-        lambda store: store.find_stored_records("transaction", within=ShardRange(0, source_id(10), source_id(90), 80)),
-        lambda store: store.find_stored_records("transaction", within=[source_id(number) for number in range(50)]),
+        lambda store: store.count_records_by_holder("transaction"),
+        lambda store: store.find_stored_records(within=ShardRange(0, source_id(10), source_id(90), 80)),
+        lambda store: store.find_stored_records(within=[source_id(number) for number in range(50)]),
     ],
-    ids=["find_stored", "read_source_ids", "count_records_by_contract", "records of a range", "records by id"],
+    ids=["find_stored", "read_source_ids", "count_records_by_holder", "records of a range", "records by id"],
 )
 def test_comparisons_are_answered_from_an_index_alone(
     store: VectorStore, database: Database[Record], mongo_uri: str, ask: Callable[[VectorStore], Any]
@@ -233,7 +233,7 @@ WITHIN: dict[str, Any] = {
 
 @pytest.fixture(params=sorted(WITHIN))
 def find_records(store: VectorStore, request: pytest.FixtureRequest) -> Callable[[], dict[ObjectId, StoredRecord]]:
-    return lambda: store.find_stored_records("transaction", within=WITHIN[request.param])
+    return lambda: store.find_stored_records(within=WITHIN[request.param])
 
 
 FindRecords = Callable[[], dict[ObjectId, StoredRecord]]
@@ -289,7 +289,7 @@ def test_every_record_is_in_one_range_whatever_the_types_of_its_bounds(store: Ve
     # In MongoDB's order numbers and texts lie before object ids, truth and dates behind them.
     bounds = [None, 7, "text", source_id(2), source_id(4), True, datetime(2020, 1, 1, tzinfo=UTC), None]
     found = [
-        [int(str(record), 16) for record in store.find_stored_records("transaction", within=ShardRange(0, low, up, 0))]
+        [int(str(record), 16) for record in store.find_stored_records(within=ShardRange(0, low, up, 0))]
         for low, up in pairwise(bounds)
     ]
     assert found == [[], [], [0, 1], [2, 3], [4, 5], [], []]
@@ -298,10 +298,10 @@ def test_every_record_is_in_one_range_whatever_the_types_of_its_bounds(store: Ve
 def test_more_records_than_one_question_takes_are_all_told(store: VectorStore) -> None:
     store.insert_rows([make_row(number) for number in range(2_100)])
     ids = [source_id(number) for number in range(50, 2_200)]
-    found = store.find_stored_records("transaction", within=ids)
+    found = store.find_stored_records(within=ids)
     assert found == {source_id(number): StoredRecord(digest_of(number), 1) for number in range(50, 2_100)}
-    assert store.find_stored_records("transaction", within=ShardRange(0, ids[0], None, 0)) == found
-    assert store.find_stored_records("transaction", within=[]) == {}
+    assert store.find_stored_records(within=ShardRange(0, ids[0], None, 0)) == found
+    assert store.find_stored_records(within=[]) == {}
 
 
 def test_in_a_store_without_the_index_no_record_is_told(
@@ -443,7 +443,7 @@ def test_a_range_holds_something_if_any_document_of_its_records_is_stored(store:
 def test_records_are_counted_by_contract_once_each_and_other_sources_not(store: VectorStore) -> None:
     store.insert_rows([make_row(number) for number in range(9)] + [make_row(4, ordinal=1)])
     store.insert_rows([make_row(50, documentId="session:contract_0:0x50:0", sourceType="session")])
-    assert store.count_records_by_contract("transaction") == {f"contract_{n}": 3 for n in range(3)}
+    assert store.count_records_by_holder("transaction") == {f"contract_{n}": 3 for n in range(3)}
 
 
 def lineage(**changes: Any) -> Record:
@@ -456,19 +456,19 @@ def test_records_are_found_by_what_made_their_vectors_within_a_scope(store: Vect
     other_team = ObjectId()
     june, july = datetime(2025, 6, 1, tzinfo=UTC), datetime(2025, 7, 1, tzinfo=UTC)
 
-    def at(moment: datetime, contract_id: str = "contract_0") -> Record:
-        return {"metadata": {"timeframe": {"start": moment}, "facts": {"contractId": contract_id}}}
+    def at(moment: datetime) -> Record:
+        return {"metadata": {"timeframe": {"start": moment}}}
 
     store.insert_rows(
         [
             make_row(4, **lineage(), **at(june)),
             make_row(3, **lineage(describer=2), **at(july)),
-            make_row(2, **lineage(model="model-b"), **at(june, "contract_9")),
+            make_row(2, **lineage(model="model-b"), **at(june), documentId="transaction:contract_9:0x2:0"),
             make_row(1, **lineage(), **at(june), teamId=other_team),
             # Two documents of one record.
             make_row(5, **lineage(chunks=2), **at(july)),
             make_row(5, ordinal=1, **lineage(chunks=2, ordinal=1), **at(july)),
-            make_row(6, **lineage(), sourceType="session"),
+            make_row(6, **lineage(), documentId="session:contract_9:0x6:0"),
         ]
     )
 
@@ -496,13 +496,13 @@ def test_records_are_found_by_what_made_their_vectors_within_a_scope(store: Vect
 
 def make_letter(record_id: Any, code: str = "amount_negative") -> DeadLetter:
     return DeadLetter(
-        source_type="transaction",
+        source="transaction",
         source_id=bson.encode({"_id": record_id}),
         stage="extract",
         code=code,
         reason=f"the reason of {code}",
         team_id=str(TEAM),
-        contract_id="contract_1",
+        holder_id="contract_1",
         record=bson.encode({"_id": record_id, "value_eth": "-1"}),
     )
 
@@ -799,7 +799,7 @@ def test_an_empty_store_that_is_to_be_loaded_gets_the_other_indexes_when_the_loa
     # A row that is there already is told, as in a store that is not being loaded.
     assert new_store.insert_rows([make_row(1), make_row(2)]) == []
     assert new_store.insert_rows([make_row(2), make_row(3)]) == [0]
-    assert new_store.find_stored_records("transaction", within=ShardRange(0, None, None, 3)).keys() == {
+    assert new_store.find_stored_records(within=ShardRange(0, None, None, 3)).keys() == {
         source_id(number) for number in (1, 2, 3)
     }
 
@@ -854,10 +854,10 @@ def test_while_a_first_load_goes_on_the_store_answers_what_it_answers_afterwards
     def answers() -> list[Any]:
         return [
             new_store.find_stored([document_id(number) for number in range(30)], with_runs=True),
-            new_store.find_stored_records("transaction", within=shard),
+            new_store.find_stored_records(within=shard),
             list(new_store.read_source_ids(shard)),
             list(new_store.read_source_ids(ShardRange(0, None, None, 0))),
-            new_store.count_records_by_contract("transaction"),
+            new_store.count_records_by_holder("transaction"),
             new_store.find_documents("transaction", [source_id(4), source_id(77)]),
             new_store.count_records(new_store.lineage_criteria(Scope(), describer=1, model=None)),
             list(new_store.read_record_ids(new_store.lineage_criteria(Scope(), describer=1, model=None))),

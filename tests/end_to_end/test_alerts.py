@@ -102,14 +102,14 @@ def test_a_run_that_fails_is_told_once_with_all_that_is_needed_and_its_end_is_to
     pipeline = told_pipeline
     rows = source_data.some(ROWS)
     pipeline.load(source_data, [{**rows[0], "value_eth": "NaN"}, *rows[1:]])
-    with LoopbackGemini(faults=lambda index: "429-day" if index >= IN_THE_SECOND_SHARD else None) as gemini:
+    with LoopbackGemini(faults=lambda index: "403" if index >= IN_THE_SECOND_SHARD else None) as gemini:
         pipeline.use_gemini(gemini, cryptique_gemini_concurrency=1, slack_webhook_url=slack.url)
         pipeline.refusal(**BY_SHARD, limit=ROWS, end=datetime(2100, 1, 1, tzinfo=UTC))
         failed_run = pipeline.last_run_id
         (told,) = slack.requests
         words = said(told)
         assert "migrate failed at embed" in words
-        assert "daily quota" in words
+        assert "Gemini refuses GEMINI_API_KEY" in words
         assert "*Stage* embed" in words
         assert re.search(r"\*So far\* 20 of \d+ records, 19 vector documents written, 1 dead-lettered\n", words)
         assert "amount_unreadable 1" in words
@@ -125,7 +125,7 @@ def test_a_run_that_fails_is_told_once_with_all_that_is_needed_and_its_end_is_to
 
         # The same trouble again, within the cooldown: nothing more is said. The check, its first request, passes.
         check = gemini.request_count
-        gemini.faults = lambda index: "429-day" if index > check else None
+        gemini.faults = lambda index: "403" if index > check else None
         pipeline.refusal(**BY_SHARD, limit=ROWS)
         assert len(slack.requests) == 1
 

@@ -12,8 +12,9 @@ import pytest
 
 from flows.backfill import backfill
 from flows.ingest import ingest
-from tasks.domain.documents import DESCRIBER_VERSION
 from tasks.domain.errors import QuotaSpentError
+from tasks.domain.transaction_documents import DESCRIBER_VERSION
+from tests.builders import use_next_describer
 from tests.end_to_end.pipeline import HeldRequest, Pipeline, SourceData, beside, comparable, vector_of
 from tests.loopback.gemini import LoopbackGemini
 
@@ -34,8 +35,7 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Let the code be the next release, whose describer has a new version; the stored one is returned."""
 
     def release() -> int:
-        for module in ("tasks.domain.digests", "tasks.domain.rows", "tasks.domain.runs", "flows.backfill"):
-            monkeypatch.setattr(f"{module}.DESCRIBER_VERSION", DESCRIBER_VERSION + 1)
+        use_next_describer(monkeypatch)
         return DESCRIBER_VERSION
 
     return release

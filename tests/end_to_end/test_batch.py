@@ -664,6 +664,7 @@ def test_machines_that_share_a_shard_store_go_on_with_each_others_jobs(
 # -- a run of a deployment -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_of_a_deployment_ends_its_process_until_it_looks_again(
     loaded: Pipeline, service: Service, ordinary: Ordinary, prefect_api: str
 ) -> None:

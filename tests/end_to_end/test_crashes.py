@@ -281,7 +281,7 @@ def test_an_index_of_paid_texts_that_a_crash_spoiled_costs_those_texts_and_no_mo
         pipeline.use_gemini(server, cryptique_gemini_concurrency=1)
         pipeline.refusal(shard_rows=150, shards_in_flight=1)
         kept = len(paid(server))
-        for path in (pipeline.home / "shards").rglob("paid_texts.sqlite*"):
+        for path in (pipeline.home / "shards").rglob("paid_replies.sqlite*"):
             path.write_bytes(b"not an index" * 1_000)
         server.faults = ()
         report = pipeline.migrate(shard_rows=150, shards_in_flight=1)
@@ -293,6 +293,7 @@ def test_an_index_of_paid_texts_that_a_crash_spoiled_costs_those_texts_and_no_mo
     assert_nothing_is_left(pipeline)
 
 
+@pytest.mark.long
 def test_what_a_run_left_that_was_killed_in_its_forecast_goes_with_the_run(
     pipeline: Pipeline, source_data: SourceData, prefect_api: str
 ) -> None:
@@ -511,6 +512,7 @@ def test_a_run_whose_clock_is_set_back_lives_on_and_counts_into_the_right_day(
     assert_nothing_is_left(pipeline)
 
 
+@pytest.mark.long
 def test_a_run_that_died_with_its_clock_ahead_is_taken_up_and_its_spending_stays_counted(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record], prefect_api: str, clock: Path
 ) -> None:
@@ -563,6 +565,7 @@ def test_a_run_that_was_killed_is_taken_up_though_an_earlier_one_ended_when_the_
     assert_nothing_is_left(pipeline)
 
 
+@pytest.mark.long
 def test_a_clock_that_is_behind_refuses_no_record(
     pipeline: Pipeline, source_data: SourceData, prefect_api: str, clock: Path
 ) -> None:
@@ -575,6 +578,7 @@ def test_a_clock_that_is_behind_refuses_no_record(
     assert len(pipeline.stored_source_ids()) == 10
 
 
+@pytest.mark.long
 def test_a_clock_that_is_behind_lets_no_checkpoint_expire(
     pipeline: Pipeline, source_data: SourceData, prefect_api: str, clock: Path
 ) -> None:
@@ -594,6 +598,7 @@ def test_a_clock_that_is_behind_lets_no_checkpoint_expire(
     assert checkpoint["createdAt"] > began
 
 
+@pytest.mark.long
 def test_a_clock_that_is_ahead_sweeps_no_run_that_can_be_taken_up(
     pipeline: Pipeline, source_data: SourceData, prefect_api: str, clock: Path
 ) -> None:
@@ -628,6 +633,7 @@ def test_a_dead_run_of_another_machine_whose_clock_was_ahead_is_not_alive_for_ev
     assert comparable(pipeline.documents()) == undisturbed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ahead_s", [-3_600, A_DAY_S])
 def test_a_live_run_of_another_machine_is_left_alone_whatever_its_clock_says(
     pipeline: Pipeline, source_data: SourceData, prefect_api: str, clock: Path, ahead_s: int

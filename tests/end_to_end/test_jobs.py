@@ -19,6 +19,7 @@ from deployments.cli import app
 from deployments.runs import SUMMARY_FIELDS
 from flows.jobs import worker_id
 from flows.reconcile import reconcile
+from tasks.domain.transaction_documents import DESCRIBER_VERSION
 from tests.end_to_end.pipeline import HeldRequest, Pipeline, Record, SourceData, beside
 from tests.loopback.gemini import LoopbackGemini
 
@@ -220,7 +221,7 @@ def test_backfill_replay_and_reconcile_tell_what_they_did_and_what_can_not_be_me
     report = json.loads(result.stdout)
     assert tuple(report) == SUMMARY_FIELDS
     assert (report["read"], report["written"] + report["dead_lettered"]) == (5, 5)
-    dry = json.loads(command("backfill", "--stored-describer", "1", "--dry-run", "--json").stdout)
+    dry = json.loads(command("backfill", "--stored-describer", str(DESCRIBER_VERSION), "--dry-run", "--json").stdout)
     assert (dry["dry_run"], dry["read"], dry["written"]) == (True, 37, 0)
     unknown = command("backfill", "--team", "0" * 24)
     assert unknown.exit_code == WRONG_INPUT

@@ -390,7 +390,7 @@ def test_a_record_that_is_refused_now_loses_its_vectors_and_gets_them_back_when_
     assert spoiled["_id"] not in pipeline.stored_source_ids()
     (letter,) = pipeline.letters()
     assert (letter["sourceId"], letter["code"], letter["status"]) == (spoiled["_id"], "amount_negative", "open")
-    assert letter["contractId"] == spoiled["contractId"]
+    assert letter["holderId"] == spoiled["contractId"]
 
     pipeline.transactions.replace_one({"_id": spoiled["_id"]}, spoiled)
     report = pipeline.migrate()

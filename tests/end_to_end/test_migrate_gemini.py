@@ -138,7 +138,7 @@ def test_one_refused_text_among_four_thousand_is_one_dead_letter_and_written_onc
         assert (letter["code"], letter["status"]) == ("embedding_refused", "open")
         assert "Gemini refuses the text" in letter["reason"]
         assert letter["runId"] == str(pipeline.last_run_id)
-        assert letter["contractId"] == refused["contractId"]
+        assert letter["holderId"] == refused["contractId"]
         (job,) = pipeline.jobs()
         assert (job["status"], job["progress"]["processed"], job["progress"]["failed"]) == ("completed", 4_000, 1)
 

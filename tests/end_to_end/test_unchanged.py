@@ -15,7 +15,8 @@ from flows.ingest import ingest
 from flows.reconcile import reconcile
 from flows.replay import replay
 from tasks.domain.collections import DIGEST_INDEX
-from tasks.domain.documents import DESCRIBER_VERSION
+from tasks.domain.transaction_documents import DESCRIBER_VERSION
+from tests.builders import use_next_describer
 from tests.end_to_end.pipeline import Pipeline, Record, SourceData, open_pipeline, repeated
 from tests.end_to_end.run_records import STAGES, counts_by_contract, stages_by_shard, task_runs
 from tests.loopback.gemini import LoopbackGemini
@@ -346,8 +347,7 @@ def test_a_run_that_asks_for_everything_skips_nothing(stored: Pipeline) -> None:
 def test_another_describer_is_seen_in_every_record_and_embeds_only_what_reads_otherwise(
     stored: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("digests", "rows", "runs"):
-        monkeypatch.setattr(f"tasks.domain.{module}.DESCRIBER_VERSION", DESCRIBER_VERSION + 1)
+    use_next_describer(monkeypatch)
     report = migrate_as_rehearsed(stored)
     assert (report["written"], report["unchanged"], report["embedded"]) == (ROWS, 0, 0)
     assert {row["lineage"]["describer"] for row in stored.documents().values()} == {DESCRIBER_VERSION + 1}

@@ -17,15 +17,15 @@ ERROR = RecordError("amount_negative", "value_eth '-3.2' is negative")
 
 
 def letter_of(**changes: Any) -> DeadLetter:
-    return DeadLetter.from_error(ERROR, source_type="transaction", stage="extract", record=make_record(**changes))
+    return DeadLetter.from_error(ERROR, source="transaction", stage="extract", record=make_record(**changes))
 
 
 def test_a_letter_says_which_record_was_refused_where_and_why() -> None:
     letter = letter_of()
-    assert (letter.source_type, letter.stage) == ("transaction", "extract")
+    assert (letter.source, letter.stage) == ("transaction", "extract")
     assert (letter.code, letter.reason) == ("amount_negative", "value_eth '-3.2' is negative")
     assert letter.record_id == make_record()["_id"]
-    assert letter.contract_id == TOKEN_ID
+    assert letter.holder_id == TOKEN_ID
     assert letter.team_id is None
 
 
@@ -36,14 +36,14 @@ def test_the_id_of_a_record_comes_back_whatever_its_type(record_id: object) -> N
 
 @pytest.mark.parametrize("contract_id", [None, 17, ["x"], {"a": 1}])
 def test_a_contract_that_is_no_text_is_not_named(contract_id: object) -> None:
-    assert letter_of(contractId=contract_id).contract_id is None
+    assert letter_of(contractId=contract_id).holder_id is None
 
 
 def test_what_the_caller_knows_of_the_owner_is_kept() -> None:
     letter = DeadLetter.from_error(
-        ERROR, source_type="transaction", stage="extract", record=make_record(), team_id="t", contract_id="c"
+        ERROR, source="transaction", stage="extract", record=make_record(), team_id="t", holder_id="c"
     )
-    assert (letter.team_id, letter.contract_id) == ("t", "c")
+    assert (letter.team_id, letter.holder_id) == ("t", "c")
 
 
 def test_short_values_are_kept_as_they_are() -> None:
@@ -77,16 +77,16 @@ def test_a_second_record_of_the_same_transaction_names_the_first() -> None:
     letter = duplicate_letter(
         record_id=record_id,
         team_id=str(TEAM_ID),
-        contract_id=TOKEN_ID,
+        holder_id=TOKEN_ID,
         key=f"transaction:{TOKEN_ID}:{TX_HASH}",
         twin="64c000000000000000000009",
         stage="chunk",
     )
     assert letter.code == "duplicate_record"
-    assert letter.source_type == "transaction"
+    assert letter.source == "transaction"
     assert letter.record_id == ObjectId(record_id)
     assert "64c000000000000000000009" in letter.reason
-    assert (letter.team_id, letter.contract_id) == (str(TEAM_ID), TOKEN_ID)
+    assert (letter.team_id, letter.holder_id) == (str(TEAM_ID), TOKEN_ID)
 
 
 def test_letters_travel_in_a_shard_file() -> None:

@@ -20,7 +20,9 @@ from tasks.domain.chains import find_chain
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.digests import SourceDigests, UnchangedRecord, count_unchanged
 from tasks.domain.owners import Contract, Owners
+from tasks.domain.sources import Source
 from tasks.domain.tables import to_table
+from tasks.domain.transaction_documents import TRANSACTIONS
 from tasks.domain.vectors import EmbedderFacts
 from tests.builders import (
     ESCROW_ID,
@@ -47,11 +49,11 @@ def digest(
     raw: bytes = RAW,
     contract: Contract | None = None,
     *,
-    source_type: str = "transaction",
+    source: Source = TRANSACTIONS,
     facts: EmbedderFacts = FACTS,
     size: ChunkSize = SIZE,
 ) -> bytes:
-    return SourceDigests(source_type, facts, size).digest(raw, contract or contract_of())
+    return SourceDigests(source, facts, size).digest(raw, contract or contract_of())
 
 
 # -- the record --------------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def test_what_no_transaction_inherits_changes_nothing() -> None:
 
 
 def test_contracts_are_told_apart_however_short_they_live() -> None:
-    many = SourceDigests("transaction", FACTS, SIZE)
+    many = SourceDigests(TRANSACTIONS, FACTS, SIZE)
     contract = contract_of()
     # Each is made, asked with and dropped: another one may get its place in memory.
     found = [many.digest(RAW, replace(contract, name=f"name {number}")) for number in range(500)]
@@ -150,17 +152,17 @@ def test_contracts_are_told_apart_however_short_they_live() -> None:
 # -- the code and the model between them -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["DESCRIBER_VERSION", "CHUNKER_VERSION"])
-def test_another_version_of_the_code_gives_another_digest(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_chunker_gives_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest()
-    monkeypatch.setattr(digests, version, getattr(digests, version) + 1)
+    monkeypatch.setattr(digests, "CHUNKER_VERSION", digests.CHUNKER_VERSION + 1)
     assert digest() != before
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        lambda: digest(source_type="session"),
+        lambda: digest(source=replace(TRANSACTIONS, name="session")),
+        lambda: digest(source=replace(TRANSACTIONS, version=TRANSACTIONS.version + 1)),
         lambda: digest(facts=replace(FACTS, model="other")),
         lambda: digest(facts=replace(FACTS, dimensions=8)),
         lambda: digest(facts=replace(FACTS, task="query")),
@@ -168,7 +170,7 @@ def test_another_version_of_the_code_gives_another_digest(version: str, monkeypa
         lambda: digest(size=replace(SIZE, overlap_tokens=SIZE.overlap_tokens + 1)),
         lambda: digest(size=replace(SIZE, whole_tokens=SIZE.whole_tokens + 1)),
     ],
-    ids=["source type", "model", "dimensions", "task", "size", "overlap", "whole"],
+    ids=["source", "describer", "model", "dimensions", "task", "size", "overlap", "whole"],
 )
 def test_another_source_model_or_chunk_size_gives_another_digest(other: Callable[[], bytes]) -> None:
     assert other() != digest()
@@ -196,7 +198,7 @@ def test_the_same_record_under_equal_owners_gives_the_same_sixteen_bytes() -> No
     assert one is not two
     assert digest(contract=one) == digest(contract=two)
     assert len(digest()) == 16
-    many = SourceDigests("transaction", FACTS, SIZE)
+    many = SourceDigests(TRANSACTIONS, FACTS, SIZE)
     assert many.digest(RAW, one) == many.digest(RAW, one) == digest()
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.domain.actions import UNNAMED, find_action
-from tasks.domain.documents import MAX_SUMMARY_CHARS, describe_transaction
+from tasks.domain.documents import MAX_SUMMARY_CHARS
+from tasks.domain.transaction_documents import describe_transaction
 from tasks.domain.transactions import parse_transaction
 from tests.builders import (
     ESCROW_ID,

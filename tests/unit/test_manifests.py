@@ -44,7 +44,7 @@ def test_a_manifest_closes_only_if_every_owners_records_add_up() -> None:
 def test_records_of_nobody_are_counted_and_named_as_such() -> None:
     manifest = Manifest()
     manifest.add(Owner(None, None), read=1)
-    with pytest.raises(TerminalError, match="team unknown, contract unknown"):
+    with pytest.raises(TerminalError, match="team unknown, unknown: read 1"):
         manifest.require_closed("the run")
 
 

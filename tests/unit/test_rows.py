@@ -17,22 +17,21 @@ from hypothesis.extra import numpy as arrays
 
 from tasks.domain.chunks import CHUNKER_VERSION, Chunk
 from tasks.domain.collections import VECTOR_DOCUMENTS
-from tasks.domain.documents import DESCRIBER_VERSION, describe_transaction
 from tasks.domain.rows import (
     Stored,
     VectorForm,
     Verdict,
     changed_fields,
     document_id,
-    encode_body,
     judge,
     new_row,
     read_vector,
     row_hash,
     row_id,
 )
+from tasks.domain.transaction_documents import DESCRIBER_VERSION, describe_transaction
 from tasks.domain.vectors import EmbedderFacts
-from tests.builders import SITE_ID, TEAM_ID, TOKEN_ID, TX_HASH, make_transaction
+from tests.builders import SITE_ID, TEAM_ID, TOKEN_ID, TX_HASH, make_body, make_transaction
 
 FACTS = EmbedderFacts("model", 4, "document", 100, 2_048)
 RECORD_ID = "64c000000000000000000001"
@@ -47,7 +46,7 @@ SMALL_FORMS: tuple[VectorForm, ...] = ("int8", "bits")
 
 def body_of(chunks: int = 1, facts: EmbedderFacts = FACTS, text: str = "some text", **changes: Any) -> bytes:
     document = describe_transaction(make_transaction(**changes))
-    return encode_body(document, Chunk(0, 0, text, 4), chunks, facts)
+    return make_body(document, Chunk(0, 0, text, 4), chunks, facts)
 
 
 def whole_row(form: VectorForm) -> dict[str, Any]:

@@ -35,7 +35,6 @@ def test_prices_and_quotas_make_no_other_work() -> None:
         (Scope(window=Window(None, JUNE)), FACTS, {}),
         (Scope(team_ids=("a",)), FACTS, {}),
         (Scope(contract_ids=("a",)), FACTS, {}),
-        (Scope(source_type="session"), FACTS, {}),
         (Scope(), replace(FACTS, model="other"), {}),
         (Scope(), replace(FACTS, dimensions=8), {}),
         (Scope(), replace(FACTS, task="query"), {}),

@@ -8,12 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +81,18 @@ def test_another_process_finds_what_this_one_paid_for(store: ShardStore) -> None
         assert one.find(HASHES).keys() == set(HASHES[:2])
 
 
-def test_a_vector_that_a_crash_cut_short_was_not_paid_for_and_the_ones_before_it_were(store: ShardStore) -> None:
+@pytest.mark.parametrize("spoil", [lambda content: content[:-3], lambda content: content[:-9] + b"\xff" + content[-8:]])
+def test_a_reply_that_a_crash_cut_short_or_damaged_was_not_paid_for_and_the_ones_before_it_were(
+    store: ShardStore, spoil: Callable[[bytes], bytes]
+) -> None:
     with store.paid_texts(RUN) as texts:
-        texts.keep(HASHES, VECTORS, tokens=TOKENS, shard=1)
-    path = only_file(store, "paid-*.f4")
-    path.write_bytes(path.read_bytes()[:-3])
+        texts.keep(HASHES[:2], VECTORS[:2], tokens=TOKENS[:2], shard=1)
+        texts.keep(HASHES[2:], VECTORS[2:], tokens=TOKENS[2:], shard=1)
+    path = only_file(store, "paid-*.replies")
+    path.write_bytes(spoil(path.read_bytes()))
     with store.paid_texts(RUN) as texts:
         assert texts.find(HASHES).keys() == set(HASHES[:2])
+        assert [list(reply.hashes) for reply in texts.replies_of(1)] == [HASHES[:2]]
 
 
 def test_a_slice_of_a_larger_matrix_is_kept_as_its_own_rows(paid: PaidTexts) -> None:
@@ -145,26 +149,6 @@ def test_a_run_whose_folder_is_gone_starts_with_nothing_paid(store: ShardStore) 
     with store.paid_texts(RUN) as texts:
         assert texts.find(HASHES) == {}
         assert texts.paid_by(1) == (0, 0)
-
-
-def test_an_index_of_an_earlier_version_is_read_on(store: ShardStore) -> None:
-    folder = store.run_folder(RUN)
-    folder.mkdir(parents=True)
-    VECTORS.tofile(folder / "paid-old.f4")
-    with sqlite3.connect(folder / "paid_texts.sqlite") as index:
-        index.execute(
-            "CREATE TABLE texts (hash BLOB PRIMARY KEY, file TEXT NOT NULL, position INTEGER NOT NULL, "
-            "size INTEGER NOT NULL, tokens INTEGER NOT NULL, shard INTEGER NOT NULL) WITHOUT ROWID"
-        )
-        index.executemany(
-            "INSERT INTO texts VALUES (?, 'paid-old.f4', ?, 16, ?, 1)",
-            [(key, 16 * row, TOKENS[row]) for row, key in enumerate(HASHES)],
-        )
-    index.close()
-    with store.paid_texts(RUN) as texts:
-        assert texts.find(HASHES)[HASHES[2]].tolist() == VECTORS[2].tolist()
-        texts.keep([b"d" * 16], VECTORS[:1], tokens=[5], shard=1)
-        assert texts.paid_by(1) == (4, 65)
 
 
 def test_a_block_that_was_registered_with_a_folder_alone_is_the_store_it_was(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from blocks import tokens
 from blocks.tokens import count_tokens
-from tasks.domain.documents import describe_transaction
 from tasks.domain.owners import Owners
+from tasks.domain.transaction_documents import describe_transaction
 from tasks.domain.transactions import parse_transaction
 from tests.builders import NOW_MS
 from tests.conftest import read_extended_json

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from blocks.tokens import count_tokens
 from tasks.domain.chunks import MAX_CONTENT_CHARS, ChunkSize, split_text
 from tasks.domain.dead_letters import DeadLetter
-from tasks.domain.documents import MAX_SUMMARY_CHARS, describe_transaction
+from tasks.domain.documents import MAX_SUMMARY_CHARS
 from tasks.domain.errors import RecordError
-from tasks.domain.rows import encode_body
 from tasks.domain.tables import from_table, to_table
+from tasks.domain.transaction_documents import describe_transaction
 from tasks.domain.transactions import (
     FIRST_BLOCK_MS,
     FUTURE_TOLERANCE_MS,
@@ -43,6 +43,7 @@ from tests.builders import (
     TOKEN_ID,
     TX_HASH,
     WALLET,
+    make_body,
     make_call,
     make_owners,
     make_record,
@@ -514,7 +515,7 @@ def test_any_record_that_mongodb_can_hold_becomes_a_document_or_a_dead_letter(re
     try:
         transaction = parse_transaction(record, OWNERS, now_ms=NOW_MS)
     except RecordError as error:
-        letter = DeadLetter.from_error(error, source_type="transaction", stage="extract", record=record)
+        letter = DeadLetter.from_error(error, source="transaction", stage="extract", record=record)
         assert list(from_table(DeadLetter, to_table(DeadLetter, [letter]))) == [letter]
         assert 0 < len(letter.reason) < 1_000
         return
@@ -529,7 +530,7 @@ def test_any_record_that_mongodb_can_hold_becomes_a_document_or_a_dead_letter(re
     assert chunks
     for chunk in chunks:
         assert 0 < len(chunk.text) <= MAX_CONTENT_CHARS
-        stored = bson.decode(encode_body(document, chunk, len(chunks), FACTS))
+        stored = bson.decode(make_body(document, chunk, len(chunks), FACTS))
         assert stored["content"] == chunk.text
         assert stored["metadata"]["facts"]["txHash"] == transaction.tx_hash
 
