@@ -23,7 +23,7 @@ ContractIds = Annotated[list[str], Field(description="Only these contracts' reco
 Limit = Annotated[int | None, Field(ge=1, description="At most this many records, in the order of their ids.")]
 ShardRows = Annotated[int, Field(ge=1, le=50_000, description="Records in a shard, the unit of retry.")]
 ShardsInFlight = Annotated[
-    int, Field(ge=1, le=MAX_IN_FLIGHT, description="Shards at work at once; memory grows with it.")
+    int, Field(ge=1, le=MAX_IN_FLIGHT, description="Shards at work at once, at most, while the embedder is waited for.")
 ]
 MAX_CHILD_RUNS = 16
 ChildRuns = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ class Slots:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self._waited_s = 0.0
+        self._begun: dict[int, float] = {}
         self._free = number
         self._places = count()
         self._waiting: list[int] = []
@@ -71,13 +74,24 @@ class Slots:
             self._changed.wait_for(lambda: self._free > 0 and self._waiting[0] == place)
             heappop(self._waiting)
             self._free -= 1
+            began, used = time.monotonic(), time.thread_time()
+            self._begun[threading.get_ident()] = began
             self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self._free += 1
+                del self._begun[threading.get_ident()]
+                self._waited_s += max(0.0, time.monotonic() - began - (time.thread_time() - used))
                 self._changed.notify_all()
+
+    @property
+    def waited_s(self) -> float:
+        """Return the seconds in which requests were under way and did nothing here but wait, all slots added up."""
+        with self._changed:
+            now = time.monotonic()
+            return self._waited_s + sum(now - began for began in self._begun.values())
 
     def __reduce__(self) -> tuple[type[Slots], tuple[int]]:
         return (Slots, (self.number,))

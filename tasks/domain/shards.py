@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 #: Six task runs a shard, each of which costs the Prefect server tens of milliseconds; the stages hold a part of it.
-DEFAULT_SHARD_ROWS = 10_000
-#: One is embedded while one is written and one is read; memory holds no more than these.
+DEFAULT_SHARD_ROWS = 20_000
+#: At most: one is embedded while one is written and one is read; memory holds no more than these.
 DEFAULT_SHARDS_IN_FLIGHT = 3
 
 
