@@ -184,12 +184,16 @@ class MongoDatabase(Block):
 
 
 class MongoSource(MongoDatabase):
-    """The application's database, read only: transactions and what decides their owner."""
+    """The application's database, read only: what was tracked, and what decides its owner."""
 
     _block_type_name: ClassVar[str | None] = "Cryptique source"
     _block_type_slug: ClassVar[str | None] = "cryptique-source"
     _description: ClassVar[str | None] = "The application's MongoDB; the pipeline only reads it."
     setting: ClassVar[str] = "CRYPTIQUE_SOURCE_URI"
+
+    pseudonym_key: SecretStr | None = Field(
+        default=None, description="By which the ids of users become pseudonyms. Another key gives other pseudonyms."
+    )
 
     def load_owners(self) -> Owners:
         """Return the contracts with their teams and sites. Some hundred bytes a contract stay in memory."""

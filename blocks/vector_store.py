@@ -1,16 +1,16 @@
-"""The vector store: ``vectordocuments`` and the collections that keep its books."""
+"""The vector store: the generations of ``vectordocuments`` and the collections that keep their books."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from bson import MinKey, ObjectId
 from bson.raw_bson import RawBSONDocument
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from pymongo import ReplaceOne, ReturnDocument, UpdateOne
 from pymongo import errors as mongo
 from pymongo.collection import Collection as MongoCollection
@@ -26,9 +26,11 @@ from tasks.domain.collections import Collection, Index
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.digests import StoredRecord
 from tasks.domain.documents import holder_of, make_key
-from tasks.domain.errors import ShardDamagedError, TerminalError
+from tasks.domain.errors import ShardDamagedError, TerminalError, WorkTakenError
+from tasks.domain.generations import FIRST, Book, EmbedderName, Generation, own_key, own_name
 from tasks.domain.manifests import Manifest, ShardOutcome
 from tasks.domain.quotas import Allowance, Spending, quota_day
+from tasks.domain.registry import SOURCE_NAMES, describer_version
 from tasks.domain.rows import RowChange, Stored, VectorForm
 from tasks.domain.runs import Scope
 from tasks.domain.shards import ShardRange
@@ -44,6 +46,8 @@ _NAMESPACE_EXISTS = 48
 _BAD_VALUE = 2
 #: The record that stands in ``ragstore`` while a first load goes on without the indexes that nothing needs yet.
 _INDEXES_TO_COME = "indexes-to-come"
+#: The record of all generations in ``ragstore``, and how often a change of it is tried that another one crossed.
+_BOOK, _BOOK_TRIES = "generations", 5
 #: A run that spent nothing for so long will not go on: its count goes.
 _RUN_FORGOTTEN_AFTER = timedelta(days=90)
 
@@ -69,12 +73,150 @@ class VectorStore(MongoDatabase):
     _description: ClassVar[str | None] = "MongoDB with vectordocuments, dead letters, checkpoints and jobs."
     setting: ClassVar[str] = "CRYPTIQUE_VECTORS_URI"
 
-    embedder: Literal["gemini", "local"] = Field(description="Which embedder fills this store and asks it questions.")
+    embedder: EmbedderName = Field(description="Which embedder fills this store and asks it questions.")
     vector_form: VectorForm = Field(
         default="float32",
         description="float32: BSON binary vectors. int8: a quarter of the bytes. bits: a thirty-second, the signs "
         "alone. doubles: arrays, for readers that need them.",
     )
+    generation: str | None = Field(
+        default=None,
+        description="Which of its sets of vectors is meant. None: the live one, looked up once, when it is needed.",
+    )
+
+    _live: str | None = PrivateAttr(default=None)
+    _entry: Generation | None = PrivateAttr(default=None)
+
+    # -- generations ------------------------------------------------------------------------------------------
+
+    def at(self, generation: str | Generation | None = None) -> VectorStore:
+        """Return this store at one of its generations, or at the one that is live now; connections are shared.
+
+        All that it reads and writes of vectors, dead letters and positions is then that generation's, whatever
+        becomes live meanwhile; jobs, checkpoints, incidents and spending are the whole store's. A ``Generation`` that
+        was not begun is taken as it is given, for a dry run. Raises ``InputError`` if there is none of the name.
+        """
+        entry: Generation | None
+        if isinstance(generation, Generation):
+            name, entry = generation.name, generation
+        else:
+            book = self.read_book()
+            name = generation or book.live
+            entry = book.find(name) if book.version or name != FIRST else None
+        made_by = {} if entry is None else {"embedder": entry.embedder, "vector_form": entry.form}
+        bound = self.model_copy(update={"generation": name, **made_by})
+        bound._live, bound._entry = None, entry
+        return bound
+
+    @property
+    def generation_name(self) -> str:
+        """Return the generation that it is about: the one that was chosen, or the live one as it was when needed."""
+        if self.generation is not None:
+            return self.generation
+        if self._live is None:
+            self._live = self.read_book().live
+        return self._live
+
+    @property
+    def vectors_name(self) -> str:
+        """Return the name of the collection of vector documents."""
+        return own_name(schema.VECTORS, self.generation_name)
+
+    @property
+    def letters_name(self) -> str:
+        """Return the name of the collection of dead letters.
+
+        Each generation has its own: a record that one model or describer refuses may be stored by another.
+        """
+        return own_name(schema.DEAD_LETTERS, self.generation_name)
+
+    def work_name(self, work: str) -> str:
+        """Return what names a piece of work on this generation: the same on two of them may go on at once."""
+        return own_key(work, self.generation_name)
+
+    def _key(self, base: str) -> str:
+        return own_key(base, self.generation_name)
+
+    def _collections(self) -> tuple[Collection, ...]:
+        own = {schema.VECTORS: self.vectors_name, schema.DEAD_LETTERS: self.letters_name}
+        return tuple(replace(one, name=own.get(one.name, one.name)) for one in schema.COLLECTIONS)
+
+    def describe_generation(self) -> Generation | None:
+        """Return what this generation is made by, or None in a store that never had another one."""
+        if self._entry is None:
+            self._entry = self.read_book().generations.get(self.generation_name)
+        return self._entry
+
+    def is_standing(self) -> bool:
+        """Return whether this generation is there still: what was read of one that was dropped may be a part."""
+        found = self.read_book().generations.get(self.generation_name)
+        return found is None or found.is_standing
+
+    def read_book(self) -> Book:
+        """Return which generations there are, and which of them is live: one small read."""
+        with mongo_errors("reading the generations", self.setting):
+            return Book.from_record(self._books().find_one({"_id": _BOOK}))
+
+    def begin_generation(self, wanted: Generation, *, first: Generation, now: datetime) -> Book:
+        """Put down that a generation is being built; one that was begun goes on. Errors as in ``Book.begun``."""
+        return self._change_book(lambda book: book.begun(wanted, first=first, now=now))
+
+    def complete_generation(
+        self, name: str, *, describers: Mapping[str, int], chunker: int, jobs: Sequence[str], now: datetime
+    ) -> Book:
+        """Put down that a generation holds the whole of these sources, and which jobs built it."""
+        return self._change_book(
+            lambda book: book.completed(name, describers=describers, chunker=chunker, jobs=jobs, now=now)
+        )
+
+    def switch_generation(self, name: str, *, now: datetime) -> Book:
+        """Make a generation the live one: one write, on the condition that the book is as it was seen.
+
+        A reader that looked before it goes on with the old one, one that looks after it has the new one. Raises
+        ``InputError`` as ``Book.switched`` does, and ``WorkTakenError`` if the book was changed at the same moment.
+        """
+        return self._change_book(lambda book: book.switched(name, now=now), tries=1)
+
+    def roll_back_generation(self, *, now: datetime) -> Book:
+        """Make the generation live again that was before this one; as ``switch_generation`` does."""
+        return self._change_book(lambda book: book.rolled_back(now=now), tries=1)
+
+    def begin_to_drop_generation(self, name: str) -> Book:
+        """Let nobody begin to use a generation any more. Raises ``InputError`` for the live one."""
+        return self._change_book(lambda book: book.dropping(name))
+
+    def drop_generation(self, name: str, *, now: datetime) -> Book:
+        """Delete all that a generation holds, after ``begin_to_drop_generation``. Safe to repeat."""
+        own = {"_id": {"$regex": "^(position|loaded):[^@]*$" if name == FIRST else f"@{name}$"}}
+        by_id = {"_id": {"$in": [own_name(schema.VECTORS, name), own_key(_INDEXES_TO_COME, name)]}}
+        with mongo_errors("dropping a generation", self.setting):
+            for base in (schema.VECTORS, schema.DEAD_LETTERS):
+                self.open_database().drop_collection(own_name(base, name))
+            self._books().delete_many({"$or": [own, by_id]})
+        return self._change_book(lambda book: book.dropped(name, now=now))
+
+    def _change_book(self, change: Callable[[Book], Book], *, tries: int = _BOOK_TRIES) -> Book:
+        with mongo_errors("writing the generations", self.setting):
+            for _ in range(tries):
+                seen = self.read_book()
+                book = change(seen)
+                row = {"_id": _BOOK, **book.to_record(), "updatedAt": datetime.now(UTC)}
+                if seen.version == 0:
+                    with suppress(mongo.DuplicateKeyError):
+                        self._books().insert_one(row)
+                        return book
+                elif self._books().replace_one({"_id": _BOOK, "version": seen.version}, row).matched_count:
+                    return book
+        raise WorkTakenError(
+            "somebody else changed the generations at the same moment: look at `cryptique-rag generations`, and give "
+            "the command again if it is still meant"
+        )
+
+    def measure(self) -> tuple[int, int]:
+        """Return how many vector documents there are, by the server's own count, and their bytes on disk."""
+        with mongo_errors("measuring the store", self.setting):
+            stats = self.open_database().command("collStats", self.vectors_name)
+            return int(stats.get("count", 0)), int(stats.get("totalSize", 0))
 
     # -- collections and indexes ------------------------------------------------------------------------------
 
@@ -88,21 +230,22 @@ class VectorStore(MongoDatabase):
         with mongo_errors("making collections and indexes", self.setting):
             database = self.open_database()
             existing = {row["name"]: row for row in database.list_collections()}
-            vectors, store = database[schema.VECTORS], database.get_collection(schema.STORE, write_concern=_DURABLE)
+            vectors, store = database[self.vectors_name], database.get_collection(schema.STORE, write_concern=_DURABLE)
             later: frozenset[str] = frozenset()
             if loading and (
-                vectors.find_one({}, {"_id": 1}) is None or store.find_one({"_id": _INDEXES_TO_COME}) is not None
+                vectors.find_one({}, {"_id": 1}) is None
+                or store.find_one({"_id": self._key(_INDEXES_TO_COME)}) is not None
             ):
                 later = frozenset(index.name for index in schema.VECTOR_DOCUMENTS.indexes if not index.early)
                 later -= {row["name"] for row in vectors.list_indexes()}
             if later:
-                store.replace_one({"_id": _INDEXES_TO_COME}, {"since": datetime.now(UTC)}, upsert=True)
+                store.replace_one({"_id": self._key(_INDEXES_TO_COME)}, {"since": datetime.now(UTC)}, upsert=True)
                 drift.deferred.extend(sorted(later))
-            for collection in schema.COLLECTIONS:
+            for collection in self._collections():
                 self._initialise_collection(collection, existing.get(collection.name), drift, later=later)
             self._initialise_search(dimensions, drift)
             if not later:
-                store.delete_one({"_id": _INDEXES_TO_COME})
+                store.delete_one({"_id": self._key(_INDEXES_TO_COME)})
         return drift
 
     def _initialise_collection(
@@ -135,7 +278,7 @@ class VectorStore(MongoDatabase):
         for index in collection.indexes:
             same_keys = [row for row in indexes.values() if _index_keys(row) == _wanted_keys(index)]
             if not same_keys and index.name not in indexes:
-                if collection.name != schema.VECTORS or index.name not in later:
+                if collection.name != self.vectors_name or index.name not in later:
                     missing.append(index)
                 continue
             row = same_keys[0] if same_keys else indexes[index.name]
@@ -155,7 +298,7 @@ class VectorStore(MongoDatabase):
 
     def _create_collection(self, name: str, drift: Drift, **options: Any) -> None:
         database = self.open_database()
-        compressed: Record = {"storageEngine": schema.VECTORS_STORAGE} if name == schema.VECTORS else {}
+        compressed: Record = {"storageEngine": schema.VECTORS_STORAGE} if name == self.vectors_name else {}
         try:
             # Only the server says whether it is there: the driver would look first, and raise an error of another kind.
             database.create_collection(name, check_exists=False, **options, **compressed)
@@ -169,7 +312,7 @@ class VectorStore(MongoDatabase):
 
     def _initialise_search(self, dimensions: int, drift: Drift) -> None:
         definition = schema.vector_index_definition(dimensions, self.vector_form)
-        vectors = self.open_database()[schema.VECTORS]
+        vectors = self.open_database()[self.vectors_name]
         try:
             found = {row["name"]: row for row in vectors.list_search_indexes()}
             if schema.VECTOR_INDEX not in found:
@@ -194,32 +337,39 @@ class VectorStore(MongoDatabase):
         vectors, paid for, are overwritten by another model's.
         """
         wanted = {"model": facts.model, "dimensions": facts.dimensions, "task": facts.task}
+        entry = self.describe_generation()
+        if entry is not None and replace:
+            raise TerminalError(
+                f"the store has generations, and none of them changes its model: {entry.name} is of {entry.made_by}. "
+                "Leave out --replace-model and build another one: `cryptique-rag generations build NAME`"
+            )
         with mongo_errors("reading the store's model", self.setting):
             store = self.open_database()[schema.STORE].with_options(write_concern=_DURABLE)
-            found = store.find_one({"_id": schema.VECTORS})
+            found = store.find_one({"_id": self.vectors_name})
             if found is None:
-                row = self.open_database()[schema.VECTORS].find_one({}, {"lineage": 1})
+                row = self.open_database()[self.vectors_name].find_one({}, {"lineage": 1})
                 found = (row or {}).get("lineage") if row else None
                 if row is not None and not found:
                     raise TerminalError(
-                        f"{self.database}.{schema.VECTORS} holds documents that this pipeline did not write: "
+                        f"{self.database}.{self.vectors_name} holds documents that this pipeline did not write: "
                         "choose another CRYPTIQUE_VECTORS_DATABASE, or move them away"
                     )
             if found and not replace and any(found.get(name) != value for name, value in wanted.items()):
                 raise TerminalError(
                     f"the store's vectors are of {found['model']} ({found['dimensions']} dimensions), this run's of "
                     f"{facts.model} ({facts.dimensions}): set CRYPTIQUE_EMBEDDER (and GEMINI_API_KEY) back, choose "
-                    "another CRYPTIQUE_VECTORS_DATABASE, or pass --replace-model to embed everything again"
+                    "another CRYPTIQUE_VECTORS_DATABASE, build the other model's vectors beside these (`cryptique-rag "
+                    "generations build NAME`), or pass --replace-model to embed everything again"
                 )
             if write:
-                store.replace_one({"_id": schema.VECTORS}, {"_id": schema.VECTORS, **wanted}, upsert=True)
+                store.replace_one({"_id": self.vectors_name}, {"_id": self.vectors_name, **wanted}, upsert=True)
 
     # -- reading what is stored -------------------------------------------------------------------------------
 
     def is_empty(self) -> bool:
         """Return whether no vector document is stored."""
         with mongo_errors("looking at the store", self.setting):
-            return self.open_database()[schema.VECTORS].find_one({}, {"_id": 1}) is None
+            return self.open_database()[self.vectors_name].find_one({}, {"_id": 1}) is None
 
     def find_stored(self, document_ids: Sequence[str], *, with_runs: bool = False) -> dict[str, Stored]:
         """Return what is stored under these ids, from the covering index alone; runs and versions are not in it.
@@ -238,7 +388,7 @@ class VectorStore(MongoDatabase):
             projection |= {"runId": 1, "version": 1}
         found: dict[str, Stored] = {}
         with mongo_errors("comparing with the store", self.setting):
-            vectors = self.open_database()[schema.VECTORS]
+            vectors = self.open_database()[self.vectors_name]
             for some in batched(document_ids, _BATCH):
                 rows = vectors.find({"documentId": {"$in": some}}, projection)
                 for row in _read_by(rows.clone().hint(schema.LOOKUP_INDEX), rows):
@@ -261,7 +411,7 @@ class VectorStore(MongoDatabase):
         fields = {"_id": 0, "sourceId": 1, "sourceDigest": 1, "lineage.chunks": 1}
         rows: dict[ObjectId, list[tuple[bytes | None, int]]] = {}
         with mongo_errors("comparing with the store", self.setting):
-            vectors = self.open_database()[schema.VECTORS]
+            vectors = self.open_database()[self.vectors_name]
             if isinstance(within, ShardRange):
                 cursors = [_bounded(vectors.find({}, fields), schema.DIGEST_KEYS, within)]
             else:
@@ -285,10 +435,18 @@ class VectorStore(MongoDatabase):
         """Return whether a vector document of any record in a range is stored, from an index alone."""
         return next(self.read_source_ids(shard), None) is not None
 
-    def read_source_ids(self, shard: ShardRange) -> Iterator[ObjectId]:
-        """Yield the record id of each vector document in a range, one per document, in order; from an index alone."""
+    def read_source_ids(self, shard: ShardRange, *, of: str | None = None) -> Iterator[ObjectId]:
+        """Yield the record id of each vector document in a range, one per document, in order; from an index alone.
+
+        With ``of`` those of all documents of that source, in no order, whatever the range.
+        """
         with mongo_errors("reading the store's record ids", self.setting):
-            vectors = self.open_database()[schema.VECTORS]
+            vectors = self.open_database()[self.vectors_name]
+            if of is not None:
+                rows = vectors.find(_of_source(of, ()), {"_id": 0, "documentId": 1, "sourceId": 1}).batch_size(20_000)
+                for row in _read_by(rows.clone().hint(schema.LOOKUP_INDEX), rows):
+                    yield row["sourceId"]
+                return
             found = vectors.find({}, {"_id": 0, "sourceId": 1}).batch_size(20_000)
             # One of the two is always there: the second in a store of an older version.
             first = _bounded(found.clone(), schema.DIGEST_KEYS, shard).hint(schema.DIGEST_INDEX)
@@ -301,7 +459,7 @@ class VectorStore(MongoDatabase):
         counts: dict[str, int] = {}
         with mongo_errors("counting stored records", self.setting):
             cursor = (
-                self.open_database()[schema.VECTORS]
+                self.open_database()[self.vectors_name]
                 .find({}, {"_id": 0, "documentId": 1})
                 .hint([("documentId", 1)])
                 .min([("documentId", f"{source}:")])
@@ -332,7 +490,7 @@ class VectorStore(MongoDatabase):
     def read_record_ids(self, criteria: Mapping[str, Any], *, limit: int = 0) -> Iterator[ObjectId]:
         """Yield the record id of every record with a matching vector document, each once, in order."""
         with mongo_errors("reading the store's record ids", self.setting):
-            vectors = self.open_database()[schema.VECTORS]
+            vectors = self.open_database()[self.vectors_name]
             rows = vectors.find(dict(criteria), {"_id": 0, "sourceId": 1}).sort("sourceId", 1).batch_size(20_000)
             last: ObjectId | None = None
             count = 0
@@ -350,21 +508,21 @@ class VectorStore(MongoDatabase):
         with mongo_errors("counting stored records", self.setting):
             per_record: list[Record] = [{"$match": dict(criteria)}, {"$group": {"_id": "$sourceId"}}]
             counted = [*per_record, {"$count": "records"}]
-            rows = list(self.open_database()[schema.VECTORS].aggregate(counted, allowDiskUse=True))
+            rows = list(self.open_database()[self.vectors_name].aggregate(counted, allowDiskUse=True))
             return int(rows[0]["records"]) if rows else 0
 
     def find_documents(self, source: str, source_ids: Sequence[ObjectId]) -> list[Record]:
         """Return id, record, team and lineage of the vector documents of these records of a source."""
         fields = {"documentId": 1, "sourceId": 1, "teamId": 1, "lineage": 1}
         with mongo_errors("reading vector documents", self.setting):
-            rows = self.open_database()[schema.VECTORS].find({"sourceId": {"$in": list(source_ids)}}, fields)
+            rows = self.open_database()[self.vectors_name].find({"sourceId": {"$in": list(source_ids)}}, fields)
             # Another source's record may have the same id.
             return [row for row in rows if row["documentId"].startswith(f"{source}:")]
 
     def read_vectors(self, criteria: Mapping[str, Any], *, batch_rows: int = 4_000) -> Iterator[list[Record]]:
         """Yield batches of ``_id``, ``documentId`` and ``embedding`` of the matching documents; memory holds one."""
         with mongo_errors("reading vectors", self.setting):
-            cursor = self.open_database()[schema.VECTORS].find(criteria, {"documentId": 1, "embedding": 1})
+            cursor = self.open_database()[self.vectors_name].find(criteria, {"documentId": 1, "embedding": 1})
             cursor = cursor.batch_size(batch_rows)
             batch: list[Record] = []
             for row in cursor:
@@ -378,18 +536,18 @@ class VectorStore(MongoDatabase):
     def read_documents(self, ids: Sequence[Any]) -> dict[Any, Record]:
         """Return whole vector documents by ``_id``, without their vectors."""
         with mongo_errors("reading vector documents", self.setting):
-            rows = self.open_database()[schema.VECTORS].find({"_id": {"$in": list(ids)}}, {"embedding": 0})
+            rows = self.open_database()[self.vectors_name].find({"_id": {"$in": list(ids)}}, {"embedding": 0})
             return {row["_id"]: row for row in rows}
 
     def holds(self, criteria: Mapping[str, Any]) -> bool:
         """Return whether any vector document matches."""
         with mongo_errors("looking at the store", self.setting):
-            return self.open_database()[schema.VECTORS].find_one(dict(criteria), {"_id": 1}) is not None
+            return self.open_database()[self.vectors_name].find_one(dict(criteria), {"_id": 1}) is not None
 
     def count(self, criteria: Mapping[str, Any]) -> int:
         """Return how many vector documents match."""
         with mongo_errors("counting vector documents", self.setting):
-            return self.open_database()[schema.VECTORS].count_documents(dict(criteria))
+            return self.open_database()[self.vectors_name].count_documents(dict(criteria))
 
     # -- writing ----------------------------------------------------------------------------------------------
 
@@ -397,7 +555,7 @@ class VectorStore(MongoDatabase):
         """Insert rows; return the positions of those whose document id (or ``_id``) is taken already."""
         taken: list[int] = []
         with mongo_errors("writing vector documents", self.setting):
-            vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
+            vectors = self.open_database().get_collection(self.vectors_name, write_concern=_DURABLE)
             for start in range(0, len(rows), _BATCH):
                 try:
                     vectors.insert_many(rows[start : start + _BATCH], ordered=False)
@@ -421,7 +579,7 @@ class VectorStore(MongoDatabase):
         read the newer record can't be told, so the record must be read again. Safe to repeat.
         """
         with mongo_errors("updating vector documents", self.setting):
-            vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
+            vectors = self.open_database().get_collection(self.vectors_name, write_concern=_DURABLE)
             for some in batched(changes.items(), _BATCH):
                 updates = [
                     UpdateOne(
@@ -442,7 +600,7 @@ class VectorStore(MongoDatabase):
         A row that another writer changed meanwhile is left alone.
         """
         with mongo_errors("writing what vector documents were made from", self.setting):
-            vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
+            vectors = self.open_database().get_collection(self.vectors_name, write_concern=_DURABLE)
             for some in batched(made.items(), _BATCH):
                 notes = [
                     UpdateOne({"documentId": key, "rowHash": _hash(row_hash)}, {"$set": {"sourceDigest": digest}})
@@ -461,7 +619,7 @@ class VectorStore(MongoDatabase):
     def _remove(self, name: str, values: Sequence[Any], **also: Any) -> int:
         removed = 0
         with mongo_errors("removing vector documents", self.setting):
-            vectors = self.open_database().get_collection(schema.VECTORS, write_concern=_DURABLE)
+            vectors = self.open_database().get_collection(self.vectors_name, write_concern=_DURABLE)
             for some in batched(values, _BATCH):
                 removed += vectors.delete_many({name: {"$in": some}, **also}).deleted_count
         return removed
@@ -473,7 +631,7 @@ class VectorStore(MongoDatabase):
         if not letters:
             return
         with mongo_errors("writing dead letters", self.setting):
-            box = self.open_database().get_collection(schema.DEAD_LETTERS, write_concern=_DURABLE)
+            box = self.open_database().get_collection(self.letters_name, write_concern=_DURABLE)
             box.bulk_write(
                 [
                     UpdateOne(
@@ -503,26 +661,26 @@ class VectorStore(MongoDatabase):
     def find_dead_letter_keys(self, source_type: str, ids: Iterable[Any]) -> set[bytes]:
         """Return the ``record_key`` of those record ids that have an open dead letter."""
         with mongo_errors("reading dead letters", self.setting):
-            box = self.open_database()[schema.DEAD_LETTERS]
+            box = self.open_database()[self.letters_name]
             criteria = {"sourceType": source_type, "sourceId": {"$in": list(ids)}, "status": "open"}
             return {record_key(row["sourceId"]) for row in box.find(criteria, {"sourceId": 1})}
 
     def read_dead_letter_ids(self, source_type: str) -> Iterator[Any]:
         """Yield the record ids of all open dead letters of a source."""
         with mongo_errors("reading dead letters", self.setting):
-            box = self.open_database()[schema.DEAD_LETTERS]
+            box = self.open_database()[self.letters_name]
             for row in box.find({"sourceType": source_type, "status": "open"}, {"sourceId": 1}):
                 yield row["sourceId"]
 
     def has_dead_letters(self) -> bool:
         """Return whether any dead letter is open."""
         with mongo_errors("reading dead letters", self.setting):
-            return self.open_database()[schema.DEAD_LETTERS].find_one({"status": "open"}, {"_id": 1}) is not None
+            return self.open_database()[self.letters_name].find_one({"status": "open"}, {"_id": 1}) is not None
 
     def resolve_dead_letters(self, source_type: str, ids: Sequence[Any], *, run_id: str, now: datetime) -> int:
         """Close the dead letters of records that are stored now, or gone from the source; return how many."""
         with mongo_errors("closing dead letters", self.setting):
-            box = self.open_database().get_collection(schema.DEAD_LETTERS, write_concern=_DURABLE)
+            box = self.open_database().get_collection(self.letters_name, write_concern=_DURABLE)
             criteria = {"sourceType": source_type, "sourceId": {"$in": list(ids)}, "status": "open"}
             change = {"$set": {"status": "resolved", "resolvedBy": run_id, "resolvedAt": now}}
             return box.update_many(criteria, change).modified_count
@@ -554,7 +712,7 @@ class VectorStore(MongoDatabase):
         The ids are read before the first is yielded, because what is done with them changes the letters.
         """
         with mongo_errors("reading dead letters", self.setting):
-            box = self.open_database()[schema.DEAD_LETTERS]
+            box = self.open_database()[self.letters_name]
             rows = box.find({**criteria, "status": "open"}, {"sourceId": 1}).sort("time", 1).limit(limit)
             ids = [row["sourceId"] for row in rows]
         yield from ids
@@ -562,12 +720,12 @@ class VectorStore(MongoDatabase):
     def count_open_letters(self, criteria: Mapping[str, Any]) -> int:
         """Return how many open dead letters match."""
         with mongo_errors("counting dead letters", self.setting):
-            return self.open_database()[schema.DEAD_LETTERS].count_documents({**criteria, "status": "open"})
+            return self.open_database()[self.letters_name].count_documents({**criteria, "status": "open"})
 
     def count_letters_by_code(self) -> dict[str, int]:
         """Return the number of open dead letters by reason code, the most frequent first."""
         with mongo_errors("counting dead letters", self.setting):
-            rows = self.open_database()[schema.DEAD_LETTERS].aggregate(
+            rows = self.open_database()[self.letters_name].aggregate(
                 [{"$match": {"status": "open"}}, {"$sortByCount": "$code"}]
             )
             return {row["_id"]: row["count"] for row in rows}
@@ -575,7 +733,7 @@ class VectorStore(MongoDatabase):
     def count_dead_letters(self, run_id: str) -> dict[str, int]:
         """Return a run's open dead letters by reason code."""
         with mongo_errors("counting dead letters", self.setting):
-            rows = self.open_database()[schema.DEAD_LETTERS].aggregate(
+            rows = self.open_database()[self.letters_name].aggregate(
                 [{"$match": {"runId": run_id, "status": "open"}}, {"$sortByCount": "$code"}]
             )
             return {row["_id"]: row["count"] for row in rows}
@@ -589,7 +747,7 @@ class VectorStore(MongoDatabase):
             "reason": {"$first": "$reason"},
         }
         with mongo_errors("reading dead letters", self.setting):
-            rows = self.open_database()[schema.DEAD_LETTERS].aggregate(
+            rows = self.open_database()[self.letters_name].aggregate(
                 [
                     {"$match": {"runId": {"$in": list(run_ids)}, "status": "open"}},
                     {"$sort": {"sourceId": 1}},
@@ -605,13 +763,13 @@ class VectorStore(MongoDatabase):
         """Return from where to follow the source's changes, or None if nobody has said so yet."""
         with mongo_errors("reading the position", self.setting):
             store = self.open_database().get_collection(schema.STORE, read_concern=ReadConcern("majority"))
-            return store.find_one({"_id": f"position:{source_type}"})
+            return store.find_one({"_id": self._key(f"position:{source_type}")})
 
     def save_position(self, source_type: str, position: Mapping[str, Any], *, source: str, now: datetime) -> None:
         """Put down that all changes before a position are stored. Call it when they are, never before."""
         with mongo_errors("writing the position", self.setting):
             store = self.open_database().get_collection(schema.STORE, write_concern=_DURABLE)
-            row = {"_id": f"position:{source_type}", **position, "source": source, "updatedAt": now}
+            row = {"_id": self._key(f"position:{source_type}"), **position, "source": source, "updatedAt": now}
             store.replace_one({"_id": row["_id"]}, row, upsert=True)
 
     # -- what embedding may spend -----------------------------------------------------------------------------
@@ -650,7 +808,7 @@ class VectorStore(MongoDatabase):
             change = {"$inc": amounts | _of_run(run, amounts), "$set": {"updatedAt": now, f"{run}.at": now}}
         seen = _seen_by(run)
         with mongo_errors("counting what embedding spends", self.setting):
-            box = self._spending()
+            box = self._books()
             while True:
                 row = box.find_one_and_update(room, change, seen, return_document=ReturnDocument.AFTER)
                 if row is not None:
@@ -670,7 +828,7 @@ class VectorStore(MongoDatabase):
         amounts = {"texts": -texts, "tokens": -tokens, "nanoUsd": -nano_usd}
         of_run = {} if run_key is None else _of_run(_run_field(run_key), amounts)
         with mongo_errors("counting what embedding spends", self.setting):
-            box = self._spending()
+            box = self._books()
             both = {"$inc": amounts | of_run, "$set": {"updatedAt": now}}
             if box.update_one({"_id": _spending_id(name), "day": day}, both).matched_count == 0 and of_run:
                 # That day is over; the run's own count goes on.
@@ -683,17 +841,17 @@ class VectorStore(MongoDatabase):
             change["$set"] = {"spentReason": reason}
         begins = {"day": quota_day(now).name, "texts": 0, "tokens": 0, "nanoUsd": 0, "updatedAt": now}
         with mongo_errors("writing that embedding must wait", self.setting):
-            self._spending().update_one({"_id": _spending_id(name)}, change | {"$setOnInsert": begins}, upsert=True)
+            self._books().update_one({"_id": _spending_id(name)}, change | {"$setOnInsert": begins}, upsert=True)
 
     def load_spending(self, name: str, run_key: str, *, now: datetime) -> Spending:
         """Return what was spent today, and on all days by a run that has a budget."""
         day = quota_day(now).name
         with mongo_errors("reading what embedding spent", self.setting):
-            row = self._spending().find_one({"_id": _spending_id(name)}, _seen_by(_run_field(run_key))) or {"day": day}
+            row = self._books().find_one({"_id": _spending_id(name)}, _seen_by(_run_field(run_key))) or {"day": day}
         found = _spending_of(row, run_key)
         return found if found.day >= day else replace(found, day=day, texts=0, tokens=0, nano_usd=0)
 
-    def _spending(self) -> MongoCollection[Record]:
+    def _books(self) -> MongoCollection[Record]:
         return self.open_database().get_collection(
             schema.STORE, write_concern=_DURABLE, read_concern=ReadConcern("majority")
         )
@@ -702,13 +860,23 @@ class VectorStore(MongoDatabase):
         """Put down that the whole source was loaded once."""
         with mongo_errors("writing that a source is loaded", self.setting):
             store = self.open_database().get_collection(schema.STORE, write_concern=_DURABLE)
-            row = {"_id": f"loaded:{source_type}", "at": now}
+            row = {"_id": self._key(f"loaded:{source_type}"), "at": now}
             store.replace_one({"_id": row["_id"]}, row, upsert=True)
+            entry = f"generations.{self.generation_name}"
+            described = {f"{entry}.describers.{source_type}": describer_version(source_type)}
+            store.update_one({"_id": _BOOK, entry: {"$exists": True}}, {"$set": described, "$inc": {"version": 1}})
+
+    def read_loaded_sources(self) -> list[str]:
+        """Return the sources that were loaded whole once, in order of their names."""
+        names = {self._key(f"loaded:{name}"): name for name in SOURCE_NAMES}
+        with mongo_errors("reading which sources are loaded", self.setting):
+            rows = self.open_database()[schema.STORE].find({"_id": {"$in": list(names)}}, {"_id": 1})
+            return sorted(names[row["_id"]] for row in rows)
 
     def is_loaded(self, source_type: str) -> bool:
         """Return whether the whole source was loaded once, so that what is missing now was lost."""
         with mongo_errors("reading whether a source is loaded", self.setting):
-            ids = [f"loaded:{source_type}", f"position:{source_type}"]
+            ids = [self._key(f"loaded:{source_type}"), self._key(f"position:{source_type}")]
             return self.open_database()[schema.STORE].find_one({"_id": {"$in": ids}}, {"_id": 1}) is not None
 
     # -- checkpoints and jobs ---------------------------------------------------------------------------------

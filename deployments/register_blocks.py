@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +58,9 @@ def make_blocks(settings: Settings, *, embedded_uri: str | None = None) -> Pipel
     """Return the blocks that the settings describe. ``embedded_uri`` serves where no URI is set."""
     source_uri = settings.cryptique_source_uri or SecretStr(embedded_uri or "mongodb://127.0.0.1")
     return PipelineBlocks(
-        source=MongoSource(uri=source_uri, database=settings.cryptique_source_database),
+        source=MongoSource(
+            uri=source_uri, database=settings.cryptique_source_database, pseudonym_key=_find_pseudonym_key(settings)
+        ),
         vectors=VectorStore(
             uri=settings.cryptique_vectors_uri or source_uri,
             database=settings.vectors_database,
@@ -70,6 +74,35 @@ def make_blocks(settings: Settings, *, embedded_uri: str | None = None) -> Pipel
         if settings.slack_webhook_url is None
         else SlackNotifier(url=settings.slack_webhook_url, kind=settings.cryptique_alert_webhook_kind),
     )
+
+
+_PSEUDONYM_KEY = "pseudonym.key"
+
+
+def _find_pseudonym_key(settings: Settings) -> SecretStr | None:
+    """Return the key that is set, or else the one that was made here before, or None."""
+    if settings.cryptique_pseudonym_key is not None:
+        return settings.cryptique_pseudonym_key
+    try:
+        return SecretStr((settings.cryptique_home / _PSEUDONYM_KEY).read_text().strip())
+    except FileNotFoundError:
+        return None
+
+
+def _make_pseudonym_key(settings: Settings) -> None:
+    """Make a random key where none is set and none was made; of several processes one does."""
+    if _find_pseudonym_key(settings) is not None:
+        return
+    protect_home(settings.cryptique_home)
+    path = settings.cryptique_home / _PSEUDONYM_KEY
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with open(partial, "x", opener=lambda name, flags: os.open(name, flags, stat.S_IRUSR | stat.S_IWUSR)) as file:
+            file.write(secrets.token_hex(16))
+        with suppress(FileExistsError):
+            os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _shards(settings: Settings) -> ShardStore:
@@ -112,6 +145,7 @@ def register_blocks(settings: Settings, *, embedded_uri: str | None = None) -> l
 
     A second call overwrites.
     """
+    _make_pseudonym_key(settings)
     blocks = make_blocks(settings, embedded_uri=embedded_uri)
     # Before the block that needs them: a run that starts meanwhile finds both.
     limits = [] if blocks.gemini is None else make_limits(Quota.of(blocks.gemini.facts))

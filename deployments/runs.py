@@ -20,6 +20,7 @@ from deployments.console import (
     services,
     wrong,
 )
+from tasks.domain.registry import PLURALS
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ DryRunOption = Annotated[
 ]
 
 
+SourceOption = Annotated[
+    list[str] | None,
+    typer.Option("--source", help=f"Give it again for several; `all` for every one. {', '.join(sorted(PLURALS))}."),
+]
+
+
 class Rebuild(StrEnum):
     """Which texts a backfill embeds."""
 
@@ -69,6 +76,7 @@ class Rebuild(StrEnum):
 
 
 def migrate(
+    source: SourceOption = None,
     start: StartOption = None,
     end: EndOption = None,
     team: TeamOption = None,
@@ -100,6 +108,7 @@ def migrate(
     """
     with reported(), quiet_prefect():
         parameters = {
+            **_sources(source),
             **_scope(start, end, team, contract, limit),
             "shard_rows": shard_rows,
             "shards_in_flight": shards_in_flight,
@@ -118,6 +127,7 @@ def migrate(
 
 
 def backfill(
+    source: SourceOption = None,
     start: StartOption = None,
     end: EndOption = None,
     team: TeamOption = None,
@@ -147,6 +157,7 @@ def backfill(
     """
     with reported(), quiet_prefect():
         parameters = {
+            **_sources(source),
             **_scope(start, end, team, contract, limit),
             "rebuild": rebuild.value,
             "stored_describer": stored_describer,
@@ -167,6 +178,7 @@ def backfill(
 
 
 def replay(
+    source: SourceOption = None,
     reason: Annotated[
         list[str] | None, typer.Option(help="Only dead letters with this reason code; may be given again.")
     ] = None,
@@ -185,6 +197,7 @@ def replay(
     """
     with reported(), quiet_prefect():
         parameters = {
+            **_sources(source),
             "reasons": list(reason or []),
             "teams": [object_id(value, "--team") for value in team or []],
             "older_than_hours": older_than_hours,
@@ -207,6 +220,7 @@ def replay(
 
 
 def reconcile(
+    source: SourceOption = None,
     no_heal: Annotated[
         bool, typer.Option("--no-heal", help="Only tell what differs, and exit with 1 if anything does.")
     ] = False,
@@ -224,6 +238,7 @@ def reconcile(
     """
     with reported(), quiet_prefect():
         parameters = {
+            **_sources(source),
             "heal": not no_heal,
             "remove_orphans": remove_orphans,
             "shard_rows": shard_rows,
@@ -242,6 +257,7 @@ def reconcile(
 
 
 def ingest(
+    source: SourceOption = None,
     max_seconds: Annotated[float, typer.Option(min=1, max=86_400, help="How long to follow the source.")] = 285.0,
     until_idle: Annotated[
         bool, typer.Option("--until-idle", help="End as soon as nothing is left to take over.")
@@ -257,7 +273,9 @@ def ingest(
         with services():
             from flows.ingest import ingest as ingest_flow
 
-            report: dict[str, Any] = ingest_flow(max_seconds=max_seconds, until_idle=until_idle)  # type: ignore[assignment]
+            report: dict[str, Any] = ingest_flow(  # type: ignore[assignment]
+                **_sources(source), max_seconds=max_seconds, until_idle=until_idle
+            )
         if as_json:
             print_json(report)
             return
@@ -267,6 +285,18 @@ def ingest(
 
 
 # -- parts of commands ----------------------------------------------------------------------------------------
+
+
+def _sources(chosen: list[str] | None) -> dict[str, Any]:
+    """Return the parameter of sources, or none where the flow's own default is meant."""
+    if not chosen:
+        return {}
+    if chosen == ["all"]:
+        return {"sources": list(PLURALS)}
+    unknown = [name for name in chosen if name not in PLURALS]
+    if unknown:
+        wrong(f"--source {', '.join(unknown)}: there are all, {', '.join(sorted(PLURALS))}")
+    return {"sources": chosen}
 
 
 def _scope(

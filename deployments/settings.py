@@ -48,7 +48,14 @@ class Settings(BaseSettings):
     cryptique_source_database: str = Field(
         default=DEMO_DATABASE,
         min_length=1,
-        description="Database that holds transactions, smartcontracts, teams, websites.",
+        description="Database that holds transactions, smartcontracts, teams, websites, sessions and the others.",
+    )
+    cryptique_pseudonym_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="By which the ids of users become pseudonyms, 16 characters at least. Keep it: another one gives "
+        "every visitor another name. Unset: a random one, made once under CRYPTIQUE_HOME.",
+        examples=["32-random-characters"],
     )
     cryptique_vectors_uri: SecretStr | None = Field(
         default=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
@@ -16,9 +16,9 @@ from flows.batches import DEFAULT_POLL_S, require_batches
 from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import was_begun
-from flows.load import LoadOptions, load, make_scope, prepare, rehearse
+from flows.load import LoadOptions, load, load_each, make_scope, prepare, rehearse
 from flows.parameters import (
-    ALL_SOURCES,
+    TRANSACTIONS,
     Batch,
     BatchPollSeconds,
     Budget,
@@ -33,14 +33,15 @@ from flows.parameters import (
     Sources,
     Start,
     TeamIds,
+    names_of,
     run_name,
 )
 from flows.partition import work_fingerprint
 from flows.records import Selection, load_records, rehearse_records
-from flows.report import message_of
+from flows.report import LoadReport, message_of
 from flows.stages import task_runner
 from tasks.domain.errors import InputError
-from tasks.domain.registry import find_source
+from tasks.domain.registry import describer_version
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 from tasks.policy import DEFAULT_RETRIES
@@ -57,7 +58,7 @@ Rebuild = Literal["changed", "everything"]
     on_completion=[resolve_on_completion],
 )
 def backfill(
-    sources: Sources = ALL_SOURCES,
+    sources: Sources = TRANSACTIONS,
     start: Start = None,
     end: End = None,
     teams: TeamIds = [],  # noqa: B006
@@ -92,7 +93,6 @@ def backfill(
     than the run's can only be replaced in the whole store. The same backfill started twice at once is refused the
     second time; one that was cut off goes on where it stopped. The result has the fields of ``LoadReport``.
     """
-    began = time.monotonic()
     limit_heaps()
     parts = load_parts(retries=retries)
     options = LoadOptions(
@@ -111,37 +111,48 @@ def backfill(
                 "batch works on ranges of the source, not on records chosen by what is stored of them: leave out "
                 "batch, or stored_describer and stored_model"
             )
-    scope = make_scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit)
-    work = work_fingerprint(scope, parts, shard_rows=0, rebuild=options.rebuild)
-    work += f"-{stored_describer}-{stored_model}"
-    replaces = _require_stored(scope, parts, stored_describer, stored_model, begun=was_begun(work, parts, resume=True))
-    parts.vectors.require_model(parts.facts, replace=replaces, write=False)
-    get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)
-    if stored_describer is not None or stored_model is not None:
+    scopes = {
+        name: make_scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit, source=name)
+        for name in names_of(sources)
+    }
+    chosen_by_stored = stored_describer is not None or stored_model is not None
+    if chosen_by_stored and len(scopes) > 1:
+        raise InputError("each source has describers of its own: choose one with stored_describer or stored_model")
+
+    def run_one(name: str, budget: float | None) -> LoadReport:
+        scope, began = scopes[name], time.monotonic()
+        work = work_fingerprint(scope, parts, shard_rows=0, rebuild=options.rebuild)
+        work += f"-{stored_describer}-{stored_model}"
+        begun = was_begun(work, parts, resume=True)
+        replaces = _require_stored(scope, parts, stored_describer, stored_model, begun=begun)
+        parts.vectors.require_model(parts.facts, replace=replaces, write=False)
+        get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)
+        if not chosen_by_stored:
+            if dry_run:
+                return rehearse(scope, parts, options, began=began)
+            return load("backfill", scope, parts, replace(options, budget_usd=budget), began=began)
         criteria = parts.vectors.lineage_criteria(scope, describer=stored_describer, model=stored_model)
 
         def select(_: Run) -> Selection:
             return Selection(parts.vectors.read_record_ids(criteria, limit=limit or 0))
 
         if dry_run:
-            report, _ = rehearse_records(scope, select, parts, rebuild=options.rebuild)
-        else:
-            prepare(parts, replace_model=replaces)
-            report, _ = load_records(
-                "backfill",
-                work,
-                scope,
-                select,
-                parts,
-                began=began,
-                rebuild=options.rebuild,
-                budget_usd=budget_usd,
-                resume=True,
-            )
-    elif dry_run:
-        report = rehearse(scope, parts, options, began=began)
-    else:
-        report = load("backfill", scope, parts, options, began=began)
+            return rehearse_records(scope, select, parts, rebuild=options.rebuild)[0]
+        prepare(parts, replace_model=replaces)
+        report, _ = load_records(
+            "backfill",
+            work,
+            scope,
+            select,
+            parts,
+            began=began,
+            rebuild=options.rebuild,
+            budget_usd=budget,
+            resume=True,
+        )
+        return report
+
+    report = load_each(list(scopes), run_one, budget_usd=budget_usd)
     return Completed(message=message_of(report), data=asdict(report))
 
 
@@ -150,7 +161,7 @@ def _require_stored(scope: Scope, parts: Parts, describer: int | None, model: st
 
     Raises ``InputError`` for a version that stored nothing, unless it was ``begun``: its last may be replaced by now.
     """
-    newest = find_source(scope.source).version
+    newest = describer_version(scope.source)
     if describer is not None and describer > newest:
         raise InputError(
             f"stored_describer {describer} is newer than this code, whose describer is {newest}: nothing "

@@ -8,13 +8,13 @@ from itertools import islice
 
 from prefect import get_run_logger, task
 
+from blocks.records import open_records
 from flows.blocks import Parts
 from flows.progress import duration
 from flows.stages import extract_arguments
 from tasks.chunk import DescribedChunk, chunk_shard
 from tasks.domain.forecasts import TIERS, Forecast, seconds_at
 from tasks.domain.quotas import Quota
-from tasks.domain.registry import find_source
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run
 from tasks.domain.shards import ShardRange
@@ -58,8 +58,11 @@ def forecast_load(run: Run, shards: Sequence[ShardRange], parts: Parts) -> Forec
 
 def _first_records(shard: ShardRange, run: Run, parts: Parts) -> ShardRange:
     """Return the beginning of a shard, as a range."""
-    criteria = source_criteria(run.scope, parts.owners)
-    ids = parts.source.read_range(find_source(run.scope.source).collection, shard, criteria=criteria, fields=("_id",))
+    records = open_records(parts.source, run.scope.source)
+    if not records.are_in_order:
+        return shard
+    criteria = source_criteria(records.kind, run.scope, parts.owners)
+    ids = parts.source.read_range(records.kind.collection, shard, criteria=criteria, fields=("_id",))
     ends = next(islice(ids, _SAMPLED_RECORDS, None), None)
     return shard if ends is None else replace(shard, upper=ends["_id"], planned=_SAMPLED_RECORDS)
 

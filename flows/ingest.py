@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -19,6 +19,7 @@ from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import STOP_WITHIN_S, Job, at_work, forget, job_origin, new_run, require_no_paused_load, take_up
 from flows.migrate import migrate
+from flows.parameters import TRANSACTIONS, Sources
 from flows.stages import StageWork, task_runner
 from tasks.domain.changes import ChangeBatch, Lags
 from tasks.domain.errors import HistoryLostError, QuotaSpentError, WorkTakenError
@@ -43,7 +44,8 @@ class IngestReport:
     """What a run took over. Records, but for ``removed`` and ``chunks`` (documents) and ``tokens``.
 
     The lags are from a change in the source to its being searchable, in seconds; None where nothing changed.
-    ``caught_up`` says that the whole source was compared, because there was no position to follow on from.
+    ``caught_up`` says that the whole source was compared, because there was no position to follow on from;
+    ``others`` is what was done of the sources beside transactions.
     """
 
     run_id: str
@@ -61,17 +63,25 @@ class IngestReport:
     seconds: float = 0.0
     caught_up: str | None = None
     refused: dict[str, int] = field(default_factory=dict)
+    others: dict[str, Any] | None = None
+
+
+def run_name() -> str:
+    """Return ``ingest transactions``, or how many sources."""
+    sources = runtime.flow_run.parameters.get("sources") or TRANSACTIONS
+    return f"ingest {sources[0] if len(sources) == 1 else f'{len(sources)} sources'}"
 
 
 @flow(
     name="ingest",
-    flow_run_name="ingest transactions",
+    flow_run_name=run_name,
     task_runner=task_runner(),
     on_failure=[alert_on_failure],
     on_crashed=[alert_on_crashed],
     on_completion=[resolve_on_completion],
 )
 def ingest(
+    sources: Sources = TRANSACTIONS,
     max_seconds: Annotated[
         float, Field(gt=0, le=86_400, description="How long to follow the source's changes before ending.")
     ] = DEFAULT_MAX_SECONDS,
@@ -86,7 +96,8 @@ def ingest(
 
     Runs every few minutes by its deployment and follows for most of the time in between. Its position moves only
     when a batch is stored, so a run that dies is taken up by the next one; what it did twice is done once. Without
-    a position, or when the source no longer knows what changed, everything is compared once by ``migrate``. A change
+    a position, or when the source no longer knows what changed, everything is compared once by ``migrate``. Sources
+    other than transactions are small: ``migrate`` goes through each of them, and passes over what is stored. A change
     of an owner (contracts, teams, websites) is seen by the next whole ``migrate``, not here. The result has the
     fields of ``IngestReport``.
     """
@@ -97,6 +108,18 @@ def ingest(
     source, vectors = parts.source, parts.vectors
     vectors.require_model(parts.facts, replace=False, write=False)
     report = IngestReport("")
+    others = [source for source in sources if source not in TRANSACTIONS]
+    if others:
+        try:
+            done: Any = migrate(sources=others, retries=retries)
+            report.others = done
+        except QuotaSpentError as error:
+            return _waiting(error, report)
+        except WorkTakenError as error:
+            logger.info("%s; the next run looks again", error)
+    if len(others) == len(sources):
+        report.seconds = round(time.monotonic() - began, 1)
+        return Completed(message=_others_in_words(report), data=asdict(report))
     origin = job_origin("ingest", f"ingest-{_SOURCE}")
     try:
         job = take_up(new_run(Scope(_SOURCE), parts), origin, parts, resume=True)
@@ -244,6 +267,16 @@ class _Following:
 
     def _save(self, position: dict[str, Any]) -> None:
         self._parts.vectors.save_position(_SOURCE, position, source=self._identity, now=datetime.now(UTC))
+
+
+def _others_in_words(report: IngestReport) -> str:
+    if report.others is None:
+        return "waiting: another run is at these sources"
+    done = report.others
+    return (
+        f"{done['written']:,} written, {done['unchanged']:,} unchanged, {done['dead_lettered']:,} dead-lettered, "
+        f"{done['removed']:,} removed"
+    )
 
 
 def _message(report: IngestReport) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,6 +13,7 @@ from prefect import get_run_logger, task
 from prefect.futures import PrefectFuture
 
 from blocks.mongo import MongoSource
+from blocks.records import open_records
 from blocks.vector_store import VectorStore
 from flows.batches import DEFAULT_POLL_S, drop_batches, finish_in_batches, settle_batches, with_batch_tokens
 from flows.blocks import Parts, PipelineEmbedder
@@ -21,7 +22,7 @@ from flows.jobs import STOP_WITHIN_S, Job, at_work, forget, job_origin, new_run,
 from flows.partition import find_child_ids, finish_in_children, require_no_children, work_fingerprint
 from flows.pauses import pause_for_a_person, pause_until_jobs_may_be_over, pause_until_the_quota_is_back
 from flows.progress import Progress
-from flows.report import Announcer, LoadReport, by_reason, make_report, publish
+from flows.report import Announcer, LoadReport, add_reports, by_reason, make_report, publish
 from flows.stages import StageTimes, StageWork, extract_arguments, whole
 from tasks.batch import FEWEST_TEXTS
 from tasks.chunk import DescribedChunk, chunk_shard
@@ -29,8 +30,8 @@ from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.digests import count_unchanged
 from tasks.domain.errors import BatchesUnderWayError, BudgetSpentError, InputError, QuotaSpentError, TerminalError
 from tasks.domain.manifests import Counts, Manifest, Owner
-from tasks.domain.owners import Owners
-from tasks.domain.registry import find_source
+from tasks.domain.owners import Holder, Owners
+from tasks.domain.registry import plural_of
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, Shard, ShardRange
@@ -42,6 +43,10 @@ from tasks.reconcile import Reconciliation, reconcile_run
 from tasks.validate import validate_shard
 
 _SHOWN_DIFFERENCES = 5
+#: A budget that is spent is still one: with it a source pauses at its first text.
+LEAST_USD = 1e-9
+#: Sources whose records belong to a contract; all others belong to a website.
+_OF_CONTRACTS = frozenset({"transaction", "smart_contract"})
 
 Kind = Literal["migrate", "backfill"]
 
@@ -73,20 +78,28 @@ def make_scope(
     teams: list[str],
     contracts: list[str],
     limit: int | None,
+    source: str = "transaction",
 ) -> Scope:
     """Return the scope, or raise ``InputError`` for a window, team or contract that can't be meant."""
     try:
         window = Window(start, end)
     except ValueError as error:
         raise InputError(f"{error}: exchange them, or leave one out") from None
-    known_teams = {contract.team_id for contract in owners.by_contract_id.values()}
+    has_contracts = source in _OF_CONTRACTS
+    holders: Iterable[Holder] = (owners.by_contract_id if has_contracts else owners.by_site_id).values()
+    known_teams = {holder.team_id for holder in holders}
     unknown = [team for team in teams if team not in known_teams]
     if unknown:
-        raise InputError(f"no contract belongs to team {', '.join(unknown)}: look at teams._id in the source")
+        what = "contract" if has_contracts else "website"
+        raise InputError(f"no {what} belongs to team {', '.join(unknown)}: look at teams._id in the source")
+    if contracts and not has_contracts:
+        raise InputError(
+            f"contracts choose among transactions and smart contracts; {plural_of(source)} belong to websites"
+        )
     unknown = [contract for contract in contracts if contract not in owners.by_contract_id]
     if unknown:
         raise InputError(f"there is no contract {', '.join(unknown)}: look at smartcontracts.contractId")
-    return Scope("transaction", window, tuple(sorted(teams)), tuple(sorted(contracts)), limit)
+    return Scope(source, window, tuple(sorted(teams)), tuple(sorted(contracts)), limit)
 
 
 def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> LoadReport:
@@ -134,6 +147,17 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
                 get_run_logger().warning("dead letters by reason: %s", by_reason(report.refused))
             return report
         resume = True
+
+
+def load_each(
+    sources: Sequence[str], run_one: Callable[[str, float | None], LoadReport], *, budget_usd: float | None
+) -> LoadReport:
+    """Return what all sources' runs did together; each is given what the ones before it left of the budget."""
+    reports: dict[str, LoadReport] = {}
+    for source in sources:
+        left = None if budget_usd is None else max(LEAST_USD, budget_usd - sum(r.cost_usd for r in reports.values()))
+        reports[source] = run_one(source, left)
+    return next(iter(reports.values())) if len(reports) == 1 else add_reports(reports)
 
 
 def prepare(parts: Parts, *, replace_model: bool, loading: bool = False) -> None:
@@ -184,9 +208,8 @@ def _make_indexes(vectors: VectorStore, dimensions: int) -> None:
 @task(name="plan", task_run_name="plan", **STAGE)
 def plan_shards(source: MongoSource, owners: Owners, scope: Scope, shard_rows: int) -> list[ShardRange]:
     """Return the ranges of the source that make up the shards, in order."""
-    criteria = source_criteria(scope, owners)
-    collection = find_source(scope.source).collection
-    shards = source.plan_shards(collection, criteria=criteria, rows=shard_rows, limit=scope.limit)
+    records = open_records(source, scope.source)
+    shards = records.plan(source_criteria(records.kind, scope, owners), rows=shard_rows, limit=scope.limit)
     get_run_logger().info("%s records in %d shards", f"{sum(s.planned for s in shards):,}", len(shards))
     return shards
 
@@ -290,7 +313,7 @@ def _hand_over(run: Run, parts: Parts) -> None:
         parts.vectors.save_position(
             run.scope.source,
             {"operationTime": moment},
-            source=parts.source.identify(find_source(run.scope.source).collection),
+            source=open_records(parts.source, run.scope.source).identify(),
             now=datetime.now(UTC),
         )
 
@@ -305,7 +328,7 @@ def _reconcile(
     *,
     after: list[PrefectFuture[Manifest]],
 ) -> Reconciliation:
-    criteria = source_criteria(run.scope, parts.owners)
+    kind = open_records(parts.source, run.scope.source).kind
     return reconcile_run.with_options(retries=parts.retries)(
         whole(run),
         whole(shards),
@@ -313,9 +336,8 @@ def _reconcile(
         whole(manifest),
         parts.source,
         parts.vectors,
-        find_source(run.scope.source).collection,
-        whole(criteria),
-        whole(partial(in_window, scope=run.scope)),
+        whole(source_criteria(kind, run.scope, parts.owners)),
+        whole(partial(in_window, kind=kind, scope=run.scope)),
         remove_orphans,
         wait_for=after,  # all of them are done: this draws the edges
     )

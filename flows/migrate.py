@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
@@ -15,9 +15,9 @@ from blocks.memory import limit_heaps
 from flows.batches import DEFAULT_POLL_S, require_batches
 from flows.blocks import load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
-from flows.load import LoadOptions, load, make_scope, rehearse
+from flows.load import LoadOptions, load, load_each, make_scope, rehearse
 from flows.parameters import (
-    ALL_SOURCES,
+    TRANSACTIONS,
     Batch,
     BatchPollSeconds,
     Budget,
@@ -32,9 +32,10 @@ from flows.parameters import (
     Sources,
     Start,
     TeamIds,
+    names_of,
     run_name,
 )
-from flows.report import message_of
+from flows.report import LoadReport, message_of
 from flows.stages import task_runner
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 from tasks.policy import DEFAULT_RETRIES
@@ -49,7 +50,7 @@ from tasks.policy import DEFAULT_RETRIES
     on_completion=[resolve_on_completion],
 )
 def migrate(
-    sources: Sources = ALL_SOURCES,
+    sources: Sources = TRANSACTIONS,
     start: Start = None,
     end: End = None,
     teams: TeamIds = [],  # noqa: B006
@@ -77,8 +78,8 @@ def migrate(
     run that was cut off goes on at its first unfinished shard. Ends as completed when every record is written,
     unchanged or a dead letter with its reason; fails, with what to do, when source and store differ. Pauses by itself
     while the day's quota is spent, and with ``batch`` while its jobs run. The result has the fields of ``LoadReport``.
+    Several sources are gone through one after the other, each with a job of its own.
     """
-    began = time.monotonic()
     limit_heaps()
     parts = load_parts(retries=retries)
     options = LoadOptions(
@@ -94,11 +95,18 @@ def migrate(
     )
     if batch:
         require_batches(parts, child_runs=child_runs)
-    scope = make_scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit)
+    scopes = {
+        name: make_scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit, source=name)
+        for name in names_of(sources)
+    }
     parts.vectors.require_model(parts.facts, replace=replace_model, write=False)
-    get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)
-    if dry_run:
-        report = rehearse(scope, parts, options, began=began)
-    else:
-        report = load("migrate", scope, parts, options, began=began)
+
+    def run_one(name: str, budget: float | None) -> LoadReport:
+        scope, began = scopes[name], time.monotonic()
+        get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)
+        if dry_run:
+            return rehearse(scope, parts, options, began=began)
+        return load("migrate", scope, parts, replace(options, budget_usd=budget), began=began)
+
+    report = load_each(list(scopes), run_one, budget_usd=budget_usd)
     return Completed(message=message_of(report), data=asdict(report))

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from prefect import runtime
 from pydantic import Field
 
 from flows.stages import MAX_IN_FLIGHT
+from tasks.domain.registry import PLURALS
 from tasks.domain.windows import Window
 
 ObjectIdText = Annotated[str, Field(pattern="^[0-9a-f]{24}$")]
-SourceName = Literal["transactions"]
-ALL_SOURCES: list[SourceName] = ["transactions"]
+SourceName = Literal[
+    "websites",
+    "smart_contracts",
+    "campaigns",
+    "analytics",
+    "user_journeys",
+    "monthly_stats",
+    "weekly_stats",
+    "daily_stats",
+    "hourly_stats",
+    "sessions",
+    "granular_events",
+    "transactions",
+]
+TRANSACTIONS: list[SourceName] = ["transactions"]
+assert get_args(SourceName) == tuple(PLURALS)
 
-Sources = Annotated[list[SourceName], Field(min_length=1, description="Which sources.")]
+Sources = Annotated[list[SourceName], Field(min_length=1, description="Which sources; each is gone through by itself.")]
 Start = Annotated[datetime | None, Field(description="First block time to take, UTC; none: from the first.")]
 End = Annotated[datetime | None, Field(description="First block time not to take, UTC; none: to the last.")]
 TeamIds = Annotated[list[ObjectIdText], Field(description="Only these teams' records, by id; none: all.")]
@@ -47,6 +63,11 @@ DryRun = Annotated[bool, Field(description="Count rows, tokens, cost and time; w
 Retries = Annotated[int, Field(ge=0, le=10, description="How often a stage is tried again.")]
 
 
+def names_of(sources: Sequence[SourceName]) -> list[str]:
+    """Return the names by which the stages know the sources, in the order in which they are loaded, each once."""
+    return [name for plural, name in PLURALS.items() if plural in sources]
+
+
 def run_name() -> str:
     """Return what a run is about, from its parameters: ``dry run: migrate transactions 2025-06-01..2025-07-01``."""
     given = runtime.flow_run.parameters
@@ -55,7 +76,8 @@ def run_name() -> str:
     except ValueError:
         window = "an impossible window"  # the flow itself says what is wrong with it
     flow = str(runtime.flow_run.flow_name)
-    parts = [f"{flow} {', '.join(given.get('sources') or ())} {window}"]
+    sources = given.get("sources") or TRANSACTIONS
+    parts = [f"{flow} {sources[0] if len(sources) == 1 else f'{len(sources)} sources'} {window}"]
     for name in ("teams", "contracts"):
         chosen = list(given.get(name) or ())
         if chosen:

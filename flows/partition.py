@@ -20,6 +20,7 @@ from prefect.states import Cancelling, Completed
 from pydantic import Field
 
 from blocks.memory import limit_heaps
+from blocks.records import open_records
 from blocks.vector_store import VectorStore
 from flows.blocks import Parts, load_parts
 from flows.hooks import leave_crash_to_load
@@ -35,7 +36,6 @@ from tasks.domain.errors import (
 )
 from tasks.domain.jobs import job_id
 from tasks.domain.manifests import Manifest
-from tasks.domain.registry import find_source
 from tasks.domain.runs import Run, Scope, fingerprint
 from tasks.domain.shards import ShardRange
 from tasks.policy import DEFAULT_RETRIES
@@ -62,7 +62,7 @@ def work_fingerprint(scope: Scope, parts: Parts, *, shard_rows: int, rebuild: bo
         scope,
         parts.facts,
         shard_rows=shard_rows,
-        source=parts.source.identify(find_source(scope.source).collection),
+        source=open_records(parts.source, scope.source).identify(),
         form=parts.vectors.vector_form,
         **choices,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from bson import ObjectId
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -17,12 +17,13 @@ from pydantic import Field
 
 from blocks.memory import limit_heaps
 from blocks.mongo import MongoSource
+from blocks.records import open_records
 from blocks.vector_store import VectorStore
 from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import require_loaded
-from flows.load import describe, plan_shards, prepare
-from flows.parameters import ALL_SOURCES, Budget, Retries, ShardRows, Sources
+from flows.load import LEAST_USD, describe, plan_shards, prepare
+from flows.parameters import TRANSACTIONS, Budget, Retries, ShardRows, Sources, names_of
 from flows.progress import Progress
 from flows.records import Selection, load_records
 from flows.report import Announcer, never_stopping
@@ -31,7 +32,7 @@ from tasks.chunk import DescribedChunk
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.errors import TerminalError, WorkTakenError
-from tasks.domain.registry import find_source
+from tasks.domain.registry import plural_of
 from tasks.domain.rows import Verdict, document_id
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, ShardRange
@@ -39,8 +40,6 @@ from tasks.extract import extract_shard
 from tasks.policy import DEFAULT_RETRIES, STAGE
 from tasks.reconcile import Reconciliation, settle_orphans
 
-_SOURCE = "transaction"
-_COLLECTION = find_source(_SOURCE).collection
 _SHOWN = 20
 _LOOKUP_RECORDS = 1_000
 
@@ -90,16 +89,22 @@ def _in_words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing differs"
 
 
+def run_name() -> str:
+    """Return ``reconcile transactions``, or how many sources."""
+    sources = runtime.flow_run.parameters.get("sources") or TRANSACTIONS
+    return f"reconcile {sources[0] if len(sources) == 1 else f'{len(sources)} sources'}"
+
+
 @flow(
     name="reconcile",
-    flow_run_name="reconcile transactions",
+    flow_run_name=run_name,
     task_runner=task_runner(),
     on_failure=[alert_on_failure],
     on_crashed=[alert_on_crashed],
     on_completion=[resolve_on_completion],
 )
 def reconcile(
-    sources: Sources = ALL_SOURCES,
+    sources: Sources = TRANSACTIONS,
     heal: Annotated[bool, Field(description="Mend what differs. False: only tell, and fail if anything does.")] = True,
     remove_orphans: Annotated[
         bool, Field(description="Remove vectors of records gone from the source, however many they are.")
@@ -118,22 +123,48 @@ def reconcile(
     nothing else. The result has the counts of records of each kind, ``compared`` and ``mended``, of which ``written``,
     and how many documents were ``removed``.
     """
-    began = time.monotonic()
     limit_heaps()
     parts = load_parts(retries=retries)
     parts.vectors.require_model(parts.facts, replace=False, write=False)
     if heal:
-        try:
-            # What is missing before the first load has ended, or while one is paused, is not lost; it is not paid yet.
-            require_loaded(parts, _SOURCE)
-        except WorkTakenError as error:
-            return Completed(message=f"waiting: {error}", data={})
         prepare(parts, replace_model=False)
+    found: dict[str, dict[str, Any]] = {}
+    waiting: list[str] = []
+    for source in names_of(sources):
+        try:
+            if heal:
+                # What is missing before the first load has ended, or while one is paused, is not lost; it is not paid
+                # for yet.
+                require_loaded(parts, source)
+        except WorkTakenError as error:
+            waiting.append(f"{plural_of(source)} wait: {error}")
+            continue
+        spent = sum(figures.pop("cost_usd", 0.0) for figures in found.values())
+        budget_usd = None if budget_usd is None else max(LEAST_USD, budget_usd - spent)
+        found[source] = _reconcile(source, parts, heal, remove_orphans, shard_rows, budget_usd)
+    for figures in found.values():
+        figures.pop("cost_usd", None)
+    if not found:
+        return Completed(message=f"waiting: {'; '.join(waiting)}", data={})
+    total = dict(sum(map(Counter, found.values()), Counter()))  # a counter leaves out what is zero
+    total = {name: total.get(name, 0) for name in (*_KINDS, "compared", "mended", "written", "removed")}
+    counts = {name: total[name] for name in _KINDS}
+    message = f"{total['compared']:,} compared: {_in_words(counts)}"
+    if total["mended"]:
+        message += f"; mended: {total['written']:,} records written, {total['removed']:,} documents removed"
+    message = "; ".join((message, *waiting))
+    return Completed(message=message, data=total | ({"by_source": found} if len(found) > 1 else {}))
+
+
+def _reconcile(
+    source: str, parts: Parts, heal: bool, remove_orphans: bool, shard_rows: int, budget_usd: float | None
+) -> dict[str, Any]:
+    """Compare, and mend, one source; return its counts of each kind and what was done, and what that cost."""
 
     def select(run: Run) -> Selection:
         found = _compare_all(run, parts, shard_rows)
         get_run_logger().info("%s records compared: %s", f"{found.compared:,}", found)
-        _publish(found, parts)
+        _publish(found, source, parts)
         if not heal:
             if any(found.counts.values()):
                 raise TerminalError(
@@ -142,26 +173,29 @@ def reconcile(
                 )
             return Selection([], found.counts | {"compared": found.compared, "removed": 0})
         settled = Reconciliation(in_source=found.compared, stored=found.compared)
-        settle_orphans(run, found.orphaned, parts.source, parts.vectors, _COLLECTION, remove_orphans, settled)
+        records = open_records(parts.source, source)
+        settle_orphans(run, found.orphaned, records, parts.vectors, remove_orphans, settled)
         return Selection(found.to_mend, found.counts | {"compared": found.compared, "removed": settled.removed})
 
     report, figures = load_records(
         "reconcile",
-        f"reconcile-{_SOURCE}",
-        Scope(_SOURCE),
+        f"reconcile-{source}",
+        Scope(source),
         select,
         parts,
-        began=began,
+        began=time.monotonic(),
         thorough=True,
         budget_usd=budget_usd,
     )
     counts = {name: figures[name] for name in _KINDS}
-    done = {"compared": figures["compared"], "mended": sum(counts.values()), "written": report.written}
-    removed = figures["removed"] + report.removed
-    message = f"{done['compared']:,} compared: {_in_words(counts)}"
-    if done["mended"]:
-        message += f"; mended: {report.written:,} records written, {removed:,} documents removed"
-    return Completed(message=message, data={**counts, **done, "removed": removed})
+    return {
+        **counts,
+        "compared": figures["compared"],
+        "mended": sum(counts.values()),
+        "written": report.written,
+        "removed": figures["removed"] + report.removed,
+        "cost_usd": report.cost_usd,
+    }
 
 
 def _compare_all(run: Run, parts: Parts, shard_rows: int) -> Differences:
@@ -185,7 +219,9 @@ def _compare(run: Run, planned: ShardRange, parts: Parts) -> Differences:
     """Return what differs in one range of the source."""
     shard = extract_shard(whole(run), planned, *extract_arguments(parts), look_at_all=True)
     chunks, letters = describe(run, shard, parts)
-    found: Differences = compare_shard(planned, shard.read, whole(chunks), whole(letters), parts.source, parts.vectors)
+    found: Differences = compare_shard(
+        planned, shard.read, whole(chunks), whole(letters), run.scope.source, parts.source, parts.vectors
+    )
     return found
 
 
@@ -195,10 +231,11 @@ def compare_shard(
     read: int,
     chunks: Sequence[DescribedChunk],
     letters: Sequence[DeadLetter],
+    name: str,
     source: MongoSource,
     vectors: VectorStore,
 ) -> Differences:
-    """Return what differs between a range of the source, described, and what is stored of it."""
+    """Return what differs between a range of the source with this name, described, and what is stored of it."""
     found = Differences(compared=read)
     expected: dict[ObjectId, set[str]] = {}
     for chunk in chunks:
@@ -207,43 +244,49 @@ def compare_shard(
     changed = (Verdict.TEXT_CHANGED, Verdict.ROW_CHANGED)
     stale = {ObjectId(chunk.record_id) for chunk in chunks if chunk.verdict in changed} - missing
     refused = {letter.record_id for letter in letters if isinstance(letter.record_id, ObjectId)}
-    stored = Counter(vectors.read_source_ids(shard))
+    records = open_records(source, name)
+    # One shard of a small source spans the ids of all the others.
+    alone = (shard.lower, shard.upper) == (None, None)
+    stored = Counter(vectors.read_source_ids(shard, of=name if alone or not records.are_in_order else None))
     # Other sources have documents in the same collection: what looks wrong is looked at once more, by source.
     made = {record: len(expected.get(record, ())) for record in (*expected, *refused)}
     several = [record for record, count in stored.items() if record in made and count > made[record]]
-    doubled = {record for record, count in _count_documents(several, vectors).items() if count > made[record]}
-    strangers = _count_documents([record for record in stored if record not in made], vectors)
+    doubled = {record for record, count in _count_documents(name, several, vectors).items() if count > made[record]}
+    strangers = _count_documents(name, [record for record in stored if record not in made], vectors)
     # One that was added since the range was read has its vectors by right.
-    alive = source.find_existing(_COLLECTION, strangers) if strangers else set()
+    alive = records.find_existing(strangers)
     found.missing, found.stale = sorted(missing), sorted(stale)
     found.doubled = sorted(doubled - missing - stale)
-    found.orphaned = sorted(record for record in strangers if record_key(record) not in alive)
-    found.unaccounted = _find_unaccounted(expected, letters, vectors)
+    if not records.kind.forgets:
+        found.orphaned = sorted(record for record in strangers if record_key(record) not in alive)
+    found.unaccounted = _find_unaccounted(name, expected, letters, vectors)
     return found
 
 
-def _count_documents(records: Sequence[ObjectId], vectors: VectorStore) -> Counter[ObjectId]:
-    """Return how many documents of this source each record has."""
+def _count_documents(source: str, records: Sequence[ObjectId], vectors: VectorStore) -> Counter[ObjectId]:
+    """Return how many documents of a source each record has."""
     return Counter(
         document["sourceId"]
         for some in batched(records, _LOOKUP_RECORDS)
-        for document in vectors.find_documents(_SOURCE, some)
+        for document in vectors.find_documents(source, some)
     )
 
 
-def _find_unaccounted(expected: Iterable[ObjectId], letters: Sequence[DeadLetter], vectors: VectorStore) -> list[Any]:
+def _find_unaccounted(
+    source: str, expected: Iterable[ObjectId], letters: Sequence[DeadLetter], vectors: VectorStore
+) -> list[Any]:
     """Return the refused records without an open dead letter, and the others with one."""
     known: set[bytes] = set()
     wanted = {record_key(letter.record_id): letter.record_id for letter in letters}
     others = {record_key(record): record for record in expected}
     if vectors.has_dead_letters():
         for some in batched([*wanted.values(), *others.values()], _LOOKUP_RECORDS):
-            known |= vectors.find_dead_letter_keys(_SOURCE, some)
+            known |= vectors.find_dead_letter_keys(source, some)
     return [wanted[key] for key in wanted if key not in known] + [others[key] for key in others if key in known]
 
 
-def _publish(differences: Differences, parts: Parts) -> None:
-    lines = [f"# {differences.compared:,} records compared: {differences}"]
+def _publish(differences: Differences, source: str, parts: Parts) -> None:
+    lines = [f"# {plural_of(source).capitalize()}: {differences.compared:,} records compared: {differences}"]
     for name in _KINDS:
         ids: Sequence[Any] = getattr(differences, name)
         if ids:
@@ -251,4 +294,6 @@ def _publish(differences: Differences, parts: Parts) -> None:
             lines += [f"- and {len(ids) - _SHOWN:,} more"] if len(ids) > _SHOWN else []
     lines += ["", f"Database: {parts.vectors.database}."]
     with never_stopping("the list of differences"):
-        create_markdown_artifact("\n".join(lines), key="reconcile-differences", description="What differed")
+        create_markdown_artifact(
+            "\n".join(lines), key=f"reconcile-differences-{source.replace('_', '-')}", description="What differed"
+        )

@@ -16,16 +16,14 @@ from blocks.memory import limit_heaps
 from flows.blocks import Parts, load_parts
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import was_begun
-from flows.load import prepare
-from flows.parameters import ALL_SOURCES, Budget, DryRun, ObjectIdText, Retries, Sources
+from flows.load import load_each, prepare
+from flows.parameters import TRANSACTIONS, Budget, DryRun, ObjectIdText, Retries, Sources, names_of
 from flows.records import Selection, load_records, rehearse_records
-from flows.report import message_of
+from flows.report import LoadReport, message_of
 from flows.stages import task_runner
 from tasks.domain.errors import InputError
 from tasks.domain.runs import Run, Scope
 from tasks.policy import DEFAULT_RETRIES
-
-_SOURCE = "transaction"
 
 
 def _run_name() -> str:
@@ -48,7 +46,7 @@ def _run_name() -> str:
     on_completion=[resolve_on_completion],
 )
 def replay(
-    sources: Sources = ALL_SOURCES,
+    sources: Sources = TRANSACTIONS,
     reasons: Annotated[
         list[str], Field(description="Only dead letters with these reason codes, such as amount_unreadable; none: all.")
     ] = [],  # noqa: B006
@@ -70,28 +68,37 @@ def replay(
     is refused again stays one, with its new reason and one more attempt; one that is gone from the source resolves it
     too. The result has the fields of ``LoadReport``, and ``resolved`` and ``still_open``.
     """
-    began = time.monotonic()
     limit_heaps()
     parts = load_parts(retries=retries)
     parts.vectors.require_model(parts.facts, replace=False, write=False)
-    now = datetime.now(UTC)
-    choices = (sorted(reasons), sorted(teams), older_than_hours, newer_than_hours, limit)
-    work = f"replay-{_SOURCE}-{choices}"
-    begun = was_begun(work, parts, resume=False)
-    criteria = _criteria(parts, reasons, teams, older_than_hours, newer_than_hours, now, begun=begun)
-    scope = Scope(_SOURCE, team_ids=tuple(teams), limit=limit)
-
-    def select(_: Run) -> Selection:
-        ids = list(parts.vectors.read_open_letters(criteria, limit=limit or 0))
-        return Selection(ids, {"chosen": len(ids)})
-
     get_run_logger().info("%d open dead letters", parts.vectors.count_open_letters({}))
-    if dry_run:
-        report, figures = rehearse_records(scope, select, parts)
-    else:
+    now = datetime.now(UTC)
+    chosen = 0
+
+    def replay_one(source: str, budget: float | None) -> LoadReport:
+        nonlocal chosen
+        # Of one source the work is named as ever, so that what was begun is found.
+        work = f"replay-{source}-{(sorted(reasons), sorted(teams), older_than_hours, newer_than_hours, limit)}"
+        begun = was_begun(work, parts, resume=False)
+        criteria = _criteria(source, parts, reasons, teams, older_than_hours, newer_than_hours, now, begun=begun)
+        scope = Scope(source, team_ids=tuple(teams), limit=limit)
+
+        def select(_: Run) -> Selection:
+            ids = list(parts.vectors.read_open_letters(criteria, limit=limit or 0))
+            return Selection(ids, {"chosen": len(ids)})
+
+        if dry_run:
+            report, figures = rehearse_records(scope, select, parts)
+        else:
+            began = time.monotonic()
+            report, figures = load_records("replay", work, scope, select, parts, began=began, budget_usd=budget)
+        chosen += figures["chosen"]
+        return report
+
+    if not dry_run:
         prepare(parts, replace_model=False)
-        report, figures = load_records("replay", work, scope, select, parts, began=began, budget_usd=budget_usd)
-    chosen, still_open = figures["chosen"], report.dead_lettered
+    report = load_each(names_of(sources), replay_one, budget_usd=budget_usd)
+    still_open = report.dead_lettered
     resolved = chosen - still_open
     words = "would be resolved" if dry_run else "resolved"
     message = f"{resolved:,} of {chosen:,} dead letters {words}, {still_open:,} stay open; {message_of(report)}"
@@ -99,6 +106,7 @@ def replay(
 
 
 def _criteria(
+    source: str,
     parts: Parts,
     reasons: list[str],
     teams: list[str],
@@ -122,7 +130,7 @@ def _criteria(
         there = ", ".join(f"{code} {count:,}" for code, count in known.items()) or "none is open"
         raise InputError(f"no open dead letter has the reason {', '.join(unknown)}; there are: {there}")
     return parts.vectors.letter_criteria(
-        _SOURCE,
+        source,
         codes=reasons,
         team_ids=teams,
         before=now - timedelta(hours=older_than_hours) if older_than_hours is not None else None,

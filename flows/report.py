@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import get_run_logger
@@ -60,6 +61,35 @@ class LoadReport:
     batch_tokens: int = 0
     forecast: dict[str, int] | None = None
     tier_seconds: dict[str, float] | None = None
+    by_source: dict[str, dict[str, Any]] | None = None
+
+
+#: What several sources' reports have in common is added up.
+_ADDED = ("read", "written", "unchanged", "dead_lettered", "removed", "chunks", "embedded", "tokens", "arrived")
+_ADDED_TOO = ("cost_usd", "seconds", "resumed_shards", "batch_tokens")
+
+
+def add_reports(reports: Mapping[str, LoadReport]) -> LoadReport:
+    """Return one report of several sources, with each one's under ``by_source``; its run is the last one's."""
+    every = list(reports.values())
+    sums = {name: sum(getattr(report, name) for report in every) for name in (*_ADDED, *_ADDED_TOO)}
+    refused: Counter[str] = Counter()
+    for report in every:
+        refused.update(report.refused)
+    tiers: Counter[str] = Counter()
+    for report in every:
+        tiers.update(report.tier_seconds or {})
+    waits = [report.quota_seconds for report in every]
+    return replace(
+        every[-1],
+        **sums,
+        rows_per_second=round(sums["read"] / sums["seconds"], 1) if sums["seconds"] else 0.0,
+        refused=dict(sorted(refused.items())),
+        quota_seconds=sum(filter(None, waits)) if any(wait is not None for wait in waits) else None,
+        tier_seconds=dict(tiers) or None,
+        forecast=None,
+        by_source={name: asdict(report) for name, report in reports.items()},
+    )
 
 
 def make_report(

@@ -13,6 +13,7 @@ from bson import ObjectId
 from prefect import task
 
 from blocks.mongo import MongoSource
+from blocks.records import Records, open_records
 from blocks.shards import ShardStore
 from blocks.tokens import count_tokens
 from blocks.vector_store import VectorStore
@@ -20,7 +21,6 @@ from tasks.domain.batches import batched
 from tasks.domain.chunks import Chunk, ChunkSize, content_hash, split_text
 from tasks.domain.dead_letters import DeadLetter, duplicate_letter, record_key
 from tasks.domain.documents import DescribedRecord
-from tasks.domain.registry import find_source
 from tasks.domain.rows import Bodies, Stored, Verdict, document_id, judge, row_hash
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard
@@ -74,8 +74,8 @@ def chunk_shard(
     only the shard's files; safe to repeat.
     """
     table = store.read_table(shard.rows)
-    kind = find_source(run.scope.source)
-    bodies = Bodies(kind, facts)
+    known = open_records(source, run.scope.source)
+    bodies = Bodies(known.kind, facts)
     claimants = _claimants(table)
     letters: list[DeadLetter] = []
     seen = _Seen(run)
@@ -97,7 +97,7 @@ def chunk_shard(
                     for chunk in chunks
                 ]
                 stored = vectors.find_stored(ids, with_runs=run.may_have_written)
-            twins = _find_twins(records, claimants, stored, kind.collection, source)
+            twins = _find_twins(records, claimants, stored, known)
             rows: list[DescribedChunk] = []
             for record, chunks in zip(records, chunked, strict=True):
                 twin = twins.get(record.record_id)
@@ -181,8 +181,7 @@ def _find_twins(
     records: Iterable[DescribedRecord],
     claimants: Mapping[str, list[str]],
     stored: Mapping[str, Stored],
-    collection: str,
-    source: MongoSource,
+    source: Records,
 ) -> dict[str, str]:
     """Return record -> the other record that says the same and keeps its place.
 
@@ -196,7 +195,7 @@ def _find_twins(
         for key, ids in by_key.items()
         if (found := stored.get(document_id(key, 0))) is not None and str(found.source_id) not in ids
     }
-    alive = source.find_existing(collection, [ObjectId(other) for other in strangers.values()]) if strangers else set()
+    alive = source.find_existing([ObjectId(other) for other in strangers.values()]) if strangers else set()
     twins: dict[str, str] = {}
     for key, ids in by_key.items():
         stranger = strangers.get(key)

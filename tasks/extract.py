@@ -3,7 +3,7 @@ becomes a dead letter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from bson import ObjectId
 from prefect import task
 
 from blocks.mongo import MongoSource, RawRecord
+from blocks.records import open_records
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from tasks.domain.batches import batched
@@ -22,7 +23,6 @@ from tasks.domain.digests import SourceDigests, StoredRecord, UnchangedRecord
 from tasks.domain.documents import DescribedRecord
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import Owners
-from tasks.domain.registry import find_source
 from tasks.domain.rows import encode_head
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import Shard, ShardRange
@@ -35,20 +35,19 @@ _RECORDS_AT_ONCE = 1_000
 _SCHEMA = schema_of(DescribedRecord)
 
 
-def source_criteria(scope: Scope, owners: Owners) -> dict[str, Any]:
+def source_criteria(kind: Source, scope: Scope, owners: Owners) -> dict[str, Any]:
     """Return the MongoDB filter of a scope. Records that nobody owns are only in a scope without owners."""
-    source = find_source(scope.source)
     parts: list[dict[str, Any]] = []
     if scope.team_ids or scope.contract_ids:
-        parts.append(source.owned_by(owners, scope.team_ids, scope.contract_ids))
-    if not scope.window.unbounded and source.time_field is not None:
-        parts.append(scope.window.candidates(source.time_field))
+        parts.append(kind.owned_by(owners, scope.team_ids, scope.contract_ids))
+    if not scope.window.unbounded and kind.time_field is not None:
+        parts.append(scope.window.candidates(kind.time_field))
     return {"$and": parts} if len(parts) > 1 else parts[0] if parts else {}
 
 
-def in_window(record: Mapping[str, Any], scope: Scope) -> bool:
+def in_window(record: Mapping[str, Any], kind: Source, scope: Scope) -> bool:
     """Return whether a record that the filter found lies in the window exactly."""
-    return scope.window.unbounded or scope.window.holds(find_source(scope.source).read_time(record))
+    return scope.window.unbounded or scope.window.holds(kind.read_time(record))
 
 
 @task(name="extract", task_run_name="extract {shard.number}", **STAGE)
@@ -68,39 +67,43 @@ def extract_shard(
 
     Records that are stored as they are now go no further (``tasks/domain/digests.py``), unless ``look_at_all``.
     """
-    kind = find_source(run.scope.source)
-    criteria = source_criteria(run.scope, owners)
-    records = source.read_raw_range(kind.collection, shard, criteria=criteria, fields=kind.fields)
-    chosen: Iterator[RawRecord] = (pair for pair in records if in_window(pair[1], run.scope))
-    known: Mapping[ObjectId, StoredRecord] = {}
+    records = open_records(source, run.scope.source)
+    kind, scope = records.kind, run.scope
+    found = records.read_raw(shard, source_criteria(kind, scope, owners), limit=scope.limit)
+    chosen: Iterator[RawRecord] = (pair for pair in found if in_window(pair[1], kind, scope))
+    describing = _Describing(run, kind, owners, SourceDigests(kind, facts, size))
     if run.may_skip and not look_at_all:
-        if run.scope.whole:
-            known = vectors.find_stored_records(within=shard)
+        if scope.whole and records.are_in_order and (shard.lower, shard.upper) != (None, None):
+            describing.known = vectors.find_stored_records(within=shard)
         else:
-            # Of a range only some records are read, perhaps very few.
-            kept = list(chosen)
-            ids = [record["_id"] for _, record in kept if isinstance(record["_id"], ObjectId)]
-            known, chosen = vectors.find_stored_records(within=ids), iter(kept)
+            # Of a range only some records are read, perhaps very few; and one without bounds spans all sources' ids.
+            describing.looks_up = vectors
     # In an empty store too: another run may have stored some of these since, and nothing is paid for twice.
     untouched = run.target_was_empty and not vectors.holds_any(shard)
-    described = _Describing(run, kind, owners, SourceDigests(kind, facts, size), known)
-    return replace(_write(run, shard.number, chosen, described, store), untouched=untouched)
+    return replace(_write(run, shard.number, chosen, describing, store), untouched=untouched)
 
 
 @dataclass(slots=True)
 class _Describing:
-    """What becomes of the records of one piece of work: ``describe`` returns rows, and notes what makes none."""
+    """What becomes of the records of one piece of work: ``describe`` returns rows, and notes what makes none.
+
+    ``known`` are the records that are stored; with ``looks_up`` they are asked for, some at a time.
+    """
 
     run: Run
     source: Source
     owners: Owners
     digests: SourceDigests
-    known: Mapping[ObjectId, StoredRecord]
+    known: Mapping[ObjectId, StoredRecord] = field(default_factory=dict)
+    looks_up: VectorStore | None = None
     letters: list[DeadLetter] = field(default_factory=list)
     unchanged: list[UnchangedRecord] = field(default_factory=list)
 
-    def describe(self, records: Iterable[RawRecord]) -> list[DescribedRecord]:
+    def describe(self, records: Sequence[RawRecord]) -> list[DescribedRecord]:
         """Return the rows of those records that are to be looked at further, in order."""
+        if self.looks_up is not None:
+            ids = [record["_id"] for _, record in records if isinstance(record["_id"], ObjectId)]
+            self.known = self.looks_up.find_stored_records(within=ids)
         find_holder, describe, digests, known = self.source.find_holder, self.source.describe, self.digests, self.known
         owners, now_ms = self.owners, self.run.started_ms
         rows: list[DescribedRecord] = []
@@ -177,12 +180,13 @@ def extract_changes(
     size: ChunkSize,
 ) -> Shard:
     """Return the changed records as a shard, as they are now; those no longer there are its ``gone``."""
-    kind = find_source(run.scope.source)
-    found = list(source.read_raw_records(kind.collection, batch.ids, kind.fields))
-    ids = [record["_id"] for _, record in found if isinstance(record["_id"], ObjectId)]
-    known = vectors.find_stored_records(within=ids) if run.may_skip else {}
-    describing = _Describing(run, kind, owners, SourceDigests(kind, facts, size), known)
+    records = open_records(source, run.scope.source)
+    found = list(records.read_raw_some(batch.ids))
+    describing = _Describing(run, records.kind, owners, SourceDigests(records.kind, facts, size))
+    describing.looks_up = vectors if run.may_skip else None
     shard = _write(run, batch.number, found, describing, store)
     present = {record_key(record["_id"]) for _, record in found}
-    gone = [record_id for record_id in batch.ids if record_key(record_id) not in present]
+    gone = [
+        record_id for record_id in batch.ids if not records.kind.forgets and record_key(record_id) not in present
+    ]
     return replace(shard, gone=bson.encode({"ids": gone}) if gone else b"")

@@ -13,6 +13,7 @@ from bson import ObjectId
 from prefect import task
 
 from blocks.mongo import MongoSource
+from blocks.records import Records, open_records
 from blocks.vector_store import VectorStore
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import record_key
@@ -59,7 +60,6 @@ def reconcile_run(
     manifest: Manifest,
     source: MongoSource,
     vectors: VectorStore,
-    collection: str,
     criteria: Mapping[str, Any],
     holds: Callable[[Mapping[str, Any]], bool],
     remove_orphans: bool,
@@ -73,18 +73,19 @@ def reconcile_run(
     ``TerminalError``, with nothing removed, if they are many.
     """
     result = Reconciliation()
+    records = open_records(source, run.scope.source)
+    # One shard of a small source spans the ids of all the others.
+    of = records.kind.name if len(shards) <= 1 or not records.are_in_order else None
     whole = run.scope.whole
     orphans: list[ObjectId] = []
     lost: set[bytes] = set()
     for shard in list(shards) or [ShardRange(0, None, None, 0)]:
-        fields = ("_id",) if whole else ("block_time",)
-        rows = source.read_range(collection, shard, criteria=criteria, fields=fields)
-        ids = {record_key(row["_id"]): row["_id"] for row in rows if whole or holds(row)}
+        ids = records.read_ids(shard, criteria, limit=run.scope.limit, holds=None if whole else holds)
         # Sets of bytes, not of ObjectIds, whose comparing is Python's: this is a third of what a second run costs.
         accounted = vectors.load_stored_ids(run.key, shard.number)
-        stored = Counter(record.binary for record in vectors.read_source_ids(shard))
+        stored = Counter(record.binary for record in vectors.read_source_ids(shard, of=of))
         absent = [ObjectId(key) for key in accounted - stored.keys() if key in ids]
-        settled = _settle(run, absent, source, vectors, collection, patient=not result.differences)
+        settled = _settle(run, absent, records, vectors, patient=not result.differences)
         if settled.lost:
             lost.update(record.binary for record in settled.lost)
             result.differences.append(_lost_vectors(shard, settled.lost))
@@ -107,13 +108,13 @@ def reconcile_run(
         # several chunks: another writer may have changed one, and then its documents fit together all the same.
         suspects = [ObjectId(key) for key in there if stored[key] > 1 or documents != done.chunks]
         result.documents += documents
-        broken = _find_broken(run, suspects, source, vectors, collection, patient=not result.differences)
+        broken = _find_broken(run, suspects, records, vectors, patient=not result.differences)
         result.differences.extend(broken)
-        if whole:
+        if whole and not records.kind.forgets:
             orphans.extend(map(ObjectId, stored.keys() - ids.keys()))
     if whole:
-        gone = settle_orphans(run, orphans, source, vectors, collection, remove_orphans, result)
-        _compare_holders(run, shards, manifest, gone, lost, source, vectors, collection, result)
+        gone = settle_orphans(run, orphans, records, vectors, remove_orphans, result)
+        _compare_holders(run, shards, manifest, gone, lost, records, vectors, result)
     return result
 
 
@@ -123,8 +124,8 @@ def _made_since(run: Run, record: Any) -> bool:
     return isinstance(record, ObjectId) and record.generation_time.timestamp() >= began_s
 
 
-def _lost_vectors(shard: ShardRange, records: Sequence[ObjectId]) -> str:
-    return f"{len(records)} records of shard {shard.number} lost their vectors: {_some(sorted(records))}"
+def _lost_vectors(shard: ShardRange, lost: Sequence[ObjectId]) -> str:
+    return f"{len(lost)} records of shard {shard.number} lost their vectors: {_some(sorted(lost))}"
 
 
 @dataclass(slots=True)
@@ -140,9 +141,8 @@ class _Settled:
 def _settle(
     run: Run,
     suspects: Sequence[ObjectId],
-    source: MongoSource,
+    records: Records,
     vectors: VectorStore,
-    collection: str,
     *,
     patient: bool,
 ) -> _Settled:
@@ -158,7 +158,7 @@ def _settle(
             # before is seen whole.
             stored = {document["sourceId"] for document in vectors.find_documents(run.scope.source, some)}
             refused = vectors.find_dead_letter_keys(run.scope.source, some)
-            alive = source.find_existing(collection, some)
+            alive = records.find_existing(some)
             for record in some:
                 if record in stored:
                     settled.stored += 1
@@ -175,9 +175,8 @@ def _settle(
 def _find_broken(
     run: Run,
     suspects: Sequence[ObjectId],
-    source: MongoSource,
+    records: Records,
     vectors: VectorStore,
-    collection: str,
     *,
     patient: bool,
 ) -> list[str]:
@@ -190,7 +189,7 @@ def _find_broken(
         broken = _broken(run, list(broken), vectors)
     alive = set[bytes]()
     for some in batched(broken, _LOOKUP_RECORDS):
-        alive |= source.find_existing(collection, some)
+        alive |= records.find_existing(some)
     return [said for record, said in broken.items() if record.binary in alive]
 
 
@@ -214,9 +213,8 @@ def _broken(run: Run, records: Sequence[ObjectId], vectors: VectorStore) -> dict
 def settle_orphans(
     run: Run,
     candidates: Sequence[ObjectId],
-    source: MongoSource,
+    records: Records,
     vectors: VectorStore,
-    collection: str,
     remove: bool,
     result: Reconciliation,
 ) -> Counter[str]:
@@ -228,7 +226,7 @@ def settle_orphans(
     documents: list[Mapping[str, Any]] = []
     for some in batched(candidates, _LOOKUP_RECORDS):
         # Other sources share the collection, and a record may have come back since.
-        alive = source.find_existing(collection, some)
+        alive = records.find_existing(some)
         documents.extend(
             document
             for document in vectors.find_documents(run.scope.source, some)
@@ -246,7 +244,7 @@ def settle_orphans(
     result.removed = vectors.remove_documents([document["documentId"] for document in documents])
     gone: list[Any] = []
     for some in batched(vectors.read_dead_letter_ids(run.scope.source), _LOOKUP_RECORDS):
-        alive = source.find_existing(collection, some)
+        alive = records.find_existing(some)
         gone.extend(record_id for record_id in some if record_key(record_id) not in alive)
     for some in batched(gone, _LOOKUP_RECORDS):
         vectors.resolve_dead_letters(run.scope.source, some, run_id=run.id, now=datetime.now(UTC))
@@ -259,9 +257,8 @@ def _compare_holders(
     manifest: Manifest,
     gone: Counter[str],
     told: set[bytes],
-    source: MongoSource,
+    records: Records,
     vectors: VectorStore,
-    collection: str,
     result: Reconciliation,
 ) -> None:
     """Hold what the run says it left stored against what the store's own index counts, per team and holder.
@@ -293,12 +290,11 @@ def _compare_holders(
             # By source: a document of another one may have the id of a record, and the index of ids can't tell.
             stored = {document["sourceId"] for document in vectors.find_documents(run.scope.source, some)}
             absent.extend(record for record in some if record not in stored)
-        settled = _settle(run, absent, source, vectors, collection, patient=not result.differences)
+        settled = _settle(run, absent, records, vectors, patient=not result.differences)
         if settled.lost:
             result.differences.append(_lost_vectors(shard, settled.lost))
         lost = [*settled.lost, *map(ObjectId, accounted & told)]
-        for row in source.read_records(collection, lost, ("contractId", "siteId")) if lost else ():
-            lost_by_holder[str(row.get("contractId") or row.get("siteId"))] += 1
+        lost_by_holder.update(records.find_holders(lost).values() if lost else ())
     for holder_id in sorted(fewer & lost_by_holder.keys()):
         result.differences.append(
             f"{holder_id} (team {teams[holder_id]}): the run accounts for {expected[holder_id]} "

@@ -11,6 +11,7 @@ import bson
 from bson import ObjectId
 
 from tasks.domain.errors import RecordError
+from tasks.domain.personal import without_personal
 
 #: The call data of one row can be 238,000 digits; a dead letter keeps what a person can read.
 MAX_KEPT_CHARS, MAX_KEPT_ITEMS = 300, 20
@@ -65,7 +66,7 @@ class DeadLetter:
             reason=error.reason,
             team_id=team_id,
             holder_id=holder_id,
-            record=bson.encode({name: _shortened(value) for name, value in record.items()}),
+            record=bson.encode({name: _shortened(value) for name, value in without_personal(record).items()}),
         )
 
 

@@ -48,7 +48,7 @@ class SourceDigests:
     """
 
     def __init__(self, source: Source, facts: EmbedderFacts, size: ChunkSize) -> None:
-        made_by = (source.name, source.version, CHUNKER_VERSION, facts.model, facts.dimensions, facts.task)
+        made_by = (source.name, source.version, source.seal, CHUNKER_VERSION, facts.model, facts.dimensions, facts.task)
         self._made_by = repr((made_by, astuple(size)))
         self._keys: dict[int, tuple[Holder, bytes]] = {}
 

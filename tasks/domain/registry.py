@@ -2,12 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from tasks.domain import granular_events, sessions, user_journeys
+from tasks.domain.analytics import ANALYTICS
+from tasks.domain.campaigns import CAMPAIGNS
+from tasks.domain.smart_contracts import SMART_CONTRACTS
 from tasks.domain.sources import Source
+from tasks.domain.statistics import DAILY_STATS, HOURLY_STATS, MONTHLY_STATS, WEEKLY_STATS
 from tasks.domain.transaction_documents import TRANSACTIONS
+from tasks.domain.websites import WEBSITES
 
-_SOURCES = {source.name: source for source in (TRANSACTIONS,)}
+_SOURCES = {
+    source.name: source
+    for source in (
+        TRANSACTIONS,
+        ANALYTICS,
+        HOURLY_STATS,
+        DAILY_STATS,
+        WEEKLY_STATS,
+        MONTHLY_STATS,
+        CAMPAIGNS,
+        WEBSITES,
+        SMART_CONTRACTS,
+    )
+}
+#: Sources that know users by pseudonyms: made with the key of these, and with the version that they then have.
+_OF_USERS: dict[str, tuple[Callable[[bytes], Source], int]] = {
+    "session": (sessions.make_session_source, sessions.DESCRIBER_VERSION),
+    "granular_event": (granular_events.make_granular_event_source, granular_events.DESCRIBER_VERSION),
+    "user_journey": (user_journeys.make_user_journey_source, user_journeys.DESCRIBER_VERSION),
+}
+#: What people call them, and their names, in the order in which they are loaded: what there is most of last.
+PLURALS = {
+    "websites": "website",
+    "smart_contracts": "smart_contract",
+    "campaigns": "campaign",
+    "analytics": "analytics",
+    "user_journeys": "user_journey",
+    "monthly_stats": "monthly_stats",
+    "weekly_stats": "weekly_stats",
+    "daily_stats": "daily_stats",
+    "hourly_stats": "hourly_stats",
+    "sessions": "session",
+    "granular_events": "granular_event",
+    "transactions": "transaction",
+}
 
 
-def find_source(name: str) -> Source:
-    """Return the source of this name."""
-    return _SOURCES[name]
+def find_source(name: str, pseudonym_key: bytes = b"") -> Source:
+    """Return the source of this name. Raises ``TerminalError`` where it knows users and there is no key."""
+    made = _OF_USERS.get(name)
+    return _SOURCES[name] if made is None else made[0](pseudonym_key)
+
+
+def plural_of(name: str) -> str:
+    """Return what people call the records of this source."""
+    return next(plural for plural, known in PLURALS.items() if known == name).replace("_", " ")
+
+
+def describer_version(name: str) -> int:
+    """Return the version that goes into the lineage of all that this source describes."""
+    made = _OF_USERS.get(name)
+    return _SOURCES[name].version if made is None else made[1]
+
+
+assert set(PLURALS.values()) == _SOURCES.keys() | _OF_USERS.keys()

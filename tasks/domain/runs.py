@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from tasks.domain.chunks import CHUNKER_VERSION
-from tasks.domain.registry import find_source
+from tasks.domain.registry import describer_version, plural_of
 from tasks.domain.vectors import EmbedderFacts
 from tasks.domain.windows import Window
 
@@ -58,7 +58,7 @@ class Scope:
 
     def __str__(self) -> str:
         """Return ``transactions 2025-06-01..2025-07-01, 1 team``."""
-        parts = [f"{self.source}s {self.window}"]
+        parts = [f"{plural_of(self.source)} {self.window}"]
         parts.extend(
             f"{len(ids)} {name}{'s' if len(ids) > 1 else ''}"
             for name, ids in (("team", self.team_ids), ("contract", self.contract_ids))
@@ -121,7 +121,7 @@ def fingerprint(scope: Scope, facts: EmbedderFacts, **choices: Any) -> str:
         facts.model,
         facts.dimensions,
         facts.task,
-        find_source(scope.source).version,
+        describer_version(scope.source),
         CHUNKER_VERSION,
         SHARD_SCHEMA,
         choices,

@@ -42,6 +42,10 @@ class Source:
       filter of the records of these teams and holders, where empty collections mean all.
     - ``describe`` returns what a record is stored as; its third argument is the run's start in epoch milliseconds,
       the "now" of every rule about time.
+    - ``seal`` stands for what else decides the text, such as the key of pseudonyms: with another one every record is
+      described again.
+    - ``forgets`` says that the source keeps a record for a while only: one that is no longer there was not deleted, and
+      what is stored of it stays.
     - ``split`` makes records of one record of the collection, where it holds several (a list of journeys, a ring of
       snapshots); each has an ``_id`` of its own, the one that it was stored with or a ``derived_id``.
     """
@@ -56,6 +60,8 @@ class Source:
     time_field: str | None
     read_time: Callable[[Record], int | None]
     split: Callable[[Record], Iterator[dict[str, Any]]] | None = None
+    seal: str = ""
+    forgets: bool = False
     owned_by: Callable[[Owners, Collection[str], Collection[str]], Criteria] = of_sites
 
 

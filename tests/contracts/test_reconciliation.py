@@ -157,7 +157,6 @@ class Place:
             self.manifest,
             self.source,
             self.store,
-            "transactions",
             {},
             lambda row: True,
             False,

@@ -1,0 +1,1 @@
+"""Aggregates against a second, naive computation of every figure."""
