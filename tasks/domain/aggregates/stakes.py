@@ -48,7 +48,7 @@ class Stake:
             self.not_done += 1
             return
         self.calls[kind] = self.calls.get(kind, 0) + 1
-        if kind == CREATE_LOCK:
+        if kind in (CREATE_LOCK, INCREASE_AMOUNT):
             if amount is None:
                 self.locked_unknown += 1
             else:

@@ -332,8 +332,8 @@ class TransactionDays:
 
     def __init__(self, calendar: Calendar) -> None:
         self._calendar = calendar
-        self._rows: dict[PartialKey, list[Row]] = {}
-        self._lists: dict[tuple[str, str, str | None, date | None], tuple[list[Row], list[Row]]] = {}
+        self._days: dict[PartialKey, list[_RowsOfDay]] = {}
+        self._rows: dict[tuple[str, str, str | None, date | None], _RowsOfDay] = {}
 
     def add(self, transaction: Transaction) -> None:
         """Take one transaction into the two days that it belongs to."""
@@ -341,20 +341,36 @@ class TransactionDays:
         if transaction.block_time_ms is not None:
             day, hour = self._calendar.place(transaction.block_time_ms)
         where = (transaction.contract_id, transaction.team_id, transaction.chain, day)
-        lists = self._lists.get(where)
-        if lists is None:
-            of_contract, of_chain = transaction_keys(transaction, self._calendar)
-            lists = (self._rows.setdefault(of_contract, []), self._rows.setdefault(of_chain, []))
-            self._lists[where] = lists
-        row = read_row(transaction, hour)
-        lists[0].append(row)
-        lists[1].append(row)
+        found = self._rows.get(where)
+        if found is None:
+            found = self._rows[where] = _RowsOfDay()
+            for key in transaction_keys(transaction, self._calendar):
+                self._days.setdefault(key, []).append(found)
+        found.rows.append(read_row(transaction, hour))
 
     def finish(self) -> Iterable[tuple[PartialKey, TransactionFigures]]:
         """Yield the figures of each day, and forget its rows."""
-        self._lists.clear()
-        for key in list(self._rows):
-            yield key, TransactionFigures.of_rows(self._rows.pop(key), key.day)
+        self._rows.clear()
+        for key in list(self._days):
+            yield key, _figures_of(self._days.pop(key), key.day)
+
+
+class _RowsOfDay:
+    """The rows of one contract on one chain and day. Most are all that their contract and their chain have that day."""
+
+    __slots__ = ("figures", "rows")
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.figures: TransactionFigures | None = None
+
+
+def _figures_of(parts: Sequence[_RowsOfDay], day: date | None) -> TransactionFigures:
+    if len(parts) > 1:
+        return TransactionFigures.of_rows([row for part in parts for row in part.rows], day)
+    if parts[0].figures is None:
+        parts[0].figures = TransactionFigures.of_rows(parts[0].rows, day)
+    return parts[0].figures
 
 
 def transaction_keys(transaction: Transaction, calendar: Calendar) -> tuple[PartialKey, PartialKey]:

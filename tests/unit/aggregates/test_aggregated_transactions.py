@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.domain.aggregates.compiling import Aggregate, put_together
@@ -206,7 +206,6 @@ def months(parts: Sequence[tuple[Period | None, TransactionFigures]]) -> list[tu
     ]
 
 
-@settings(max_examples=120)
 @given(
     rows=transactions(), zone=st.sampled_from(ZONES), level=st.sampled_from(LEVELS), subject=st.sampled_from(SUBJECTS)
 )
@@ -322,6 +321,52 @@ def test_an_equal_amount_in_the_same_unit_counts_once_within_a_transaction() -> 
     assert str(one(rows, Scope.team(TEAM)).volumes["USDT"].total) == "12.5"
     rows[1] = replace(rows[1], amount="7.5")
     assert str(one(rows, Scope.team(TEAM)).volumes["USDT"].total) == "20"
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (["success", "failed"], "failed"),
+        (["pending", "success"], "success"),
+        ([None, "pending"], "pending"),
+        ([None, "success"], "success"),
+        ([None, None], "unknown"),
+    ],
+)
+def test_what_one_row_knows_of_a_transaction_holds_for_it(said: list[str | None], status: str) -> None:
+    rows = [
+        make_transaction(contract_id=contract, status=row_status)
+        for contract, row_status in zip(TEAM_CONTRACTS, said, strict=False)
+    ]
+    assert one(rows, Scope.team(TEAM)).statuses == {status: 1}
+    assert one(rows[::-1], Scope.team(TEAM)).statuses == {status: 1}
+
+
+def test_an_amount_and_less_than_that_amount_are_two() -> None:
+    rows = [make_transaction(amount="0.5"), make_transaction(contract_id=ESCROW_ID, amount="0.5", amount_below=True)]
+    volume = one(rows, Scope.team(TEAM)).volumes["USDT"]
+    assert (volume.amounts, volume.below) == (1, 1)
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_days_with_many_rows_of_several_contracts_are_counted_as_small_ones_are(shared: int) -> None:
+    rows = [
+        make_transaction(
+            record_id=f"64c00000000000000000{number:04}",
+            contract_id=TEAM_CONTRACTS[number % 2],
+            tx_hash=f"0x{number if number > shared else 0:064x}",
+            from_address=f"0x{number % 7:040x}",
+        )
+        for number in range(80)
+    ]
+    figures = one(rows, Scope.chain(TEAM, "Ethereum"))
+    expected = naive.transaction_figures(rows, "chain", "day", "2022-05-08", "UTC")
+    assert expected is not None
+    assert (figures.rows, figures.transactions) == (80, 80 - shared)
+    made = aggregate(partials(rows), chain_subject(TEAM, SITE_ID, "Ethereum"), Period.from_label("2022-05-08"))
+    assert made is not None
+    facts = describe_transactions(made).metadata["facts"]["figures"]
+    assert facts == {name: figure for name, figure in expected.items() if name[0] != "_"}
 
 
 def test_a_hash_on_two_chains_is_two_transactions() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.domain.aggregates.campaigns import Attribution, TrackedCampaign, read_campaign
@@ -167,7 +167,6 @@ def labels(found: Sequence[Visit], level: Level, zone: str) -> dict[str, date]:
     return {naive.label(day, level): day for day in (*days, date(2031, 1, 6))}
 
 
-@settings(max_examples=120)
 @given(
     found=visits(),
     rows=bought(),
