@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from bson import ObjectId
 
+from tasks.domain.dead_letters import DeadLetter
+from tasks.domain.errors import RecordError
 from tasks.domain.owners import OWNER_CODES
 from tasks.domain.profiles import MAX_EXAMPLES, Columns, Profile, Reading, Sizes, Tally, Witness, hash_of
 from tasks.domain.verdicts import Action, Finding, Judgement, Measure, judge_alone, shard_rules
@@ -50,6 +54,32 @@ def ceilings_of(before: Profile | None) -> dict[str, float]:
         for unit, sizes in before.amounts.items()
         if sizes.positives >= _KNOWN_UNIT and sizes.largest
     }
+
+
+def next_baseline(
+    profile: Profile, before: Profile | None, reach: Reach, *, again: Profile | None = None
+) -> Profile | None:
+    """Return what later runs are held against after a good one, or None where it tells nothing about its source.
+
+    Of a whole source of which most was stored already, how many there are is known from this run, and what they are
+    like from the last one that looked at them. ``again`` is as in ``measure_sample``.
+    """
+    if not reach.whole:
+        return before
+    if before is None or is_representative(profile, reach):
+        return profile
+    carried = Profile.from_record(before.to_record())
+    carried.refused, carried.teams, carried.documents = profile.refused, profile.teams, profile.documents
+    carried.seen, carried.seen_share = set(profile.seen), profile.seen_share
+    # What makes up the number, below zero where the source shrank.
+    carried.unchanged = profile.read - carried.records - sum(tally.count for tally in profile.refused.values())
+    if again is not None:
+        there = {key: seen for key, seen in carried.witnesses.items() if seen.ids[0] in again.seen}
+        carried.witnesses = there
+    carried.witnesses.update({key: seen for key, seen in profile.witnesses.items() if hash_of(key) < carried.share})
+    if profile.last_ms is not None and profile.last_ms > (carried.last_ms or profile.last_ms - 1):
+        carried.last_ms, carried.newest = profile.last_ms, profile.newest
+    return carried
 
 
 def measure_alone(profile: Profile, columns: Columns) -> list[Measure]:
@@ -180,6 +210,30 @@ def triage(reading: Reading, columns: Columns, about: str) -> Triage:
     return Triage(judgement, withheld)
 
 
+def withhold(table: pa.Table, withheld: Mapping[int, Finding], *, source: str) -> tuple[pa.Table, list[DeadLetter]]:
+    """Return a table of ``DescribedRecord`` without the rows that are withheld, and a dead letter for each of these."""
+    if not withheld:
+        return table, []
+    letters = []
+    for row in sorted(withheld):
+        finding = withheld[row]
+        described = {name: table.column(name)[row].as_py() for name in ("record_id", "team_id", "holder_id", "key")}
+        reason = f"withheld, because {finding.words} ({finding.about}): {finding.advice}, then replay it"
+        letters.append(
+            DeadLetter.from_error(
+                RecordError(f"quarantined_{finding.name}", reason),
+                source=source,
+                stage="validate",
+                record={"_id": ObjectId(described["record_id"]), "key": described["key"]},
+                team_id=described["team_id"],
+                holder_id=described["holder_id"],
+            )
+        )
+    kept = np.ones(table.num_rows, dtype=bool)
+    kept[list(withheld)] = False
+    return table.filter(pa.array(kept)), letters
+
+
 # -- how many -------------------------------------------------------------------------------------------------
 
 
@@ -201,10 +255,11 @@ def _volume(profile: Profile, before: Profile | None, reach: Reach, *, read: int
 
 def _numbers(read: int, before: Profile | None, reach: Reach) -> Iterator[Measure]:
     known = _first(before.seen) if before is not None else ()
-    was = f"; the last good run read {before.read:,}" if before is not None else ""
-    yield Measure("empty", ALL, read, read, f"the source holds {read:,} records{was}", known)
     if before is None or not before.read:
+        yield Measure("nothing", ALL, read, read, f"the source holds {read:,} records")
         return
+    words = f"the source holds {read:,} records; the last good run read {before.read:,}"
+    yield Measure("empty", ALL, read, read, words, known)
     change = read / before.read - 1
     words = f"the source holds {read:,} records, where the last good run read {before.read:,}"
     yield Measure("fewer", ALL, max(0.0, -change), before.read, words, known if change < 0 else ())
