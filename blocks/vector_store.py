@@ -30,7 +30,7 @@ from tasks.domain.errors import ShardDamagedError, TerminalError, WorkTakenError
 from tasks.domain.generations import FIRST, Book, EmbedderName, Generation, own_key, own_name
 from tasks.domain.manifests import Manifest, ShardOutcome
 from tasks.domain.quotas import Allowance, Spending, quota_day
-from tasks.domain.registry import SOURCE_NAMES, describer_version
+from tasks.domain.registry import PLURALS, describer_version
 from tasks.domain.rows import RowChange, Stored, VectorForm
 from tasks.domain.runs import Scope
 from tasks.domain.shards import ShardRange
@@ -130,6 +130,11 @@ class VectorStore(MongoDatabase):
         """
         return own_name(schema.DEAD_LETTERS, self.generation_name)
 
+    @property
+    def full_name(self) -> str:
+        """Return where the vector documents are: database and collection."""
+        return f"{self.database}.{self.vectors_name}"
+
     def work_name(self, work: str) -> str:
         """Return what names a piece of work on this generation: the same on two of them may go on at once."""
         return own_key(work, self.generation_name)
@@ -146,6 +151,10 @@ class VectorStore(MongoDatabase):
         if self._entry is None:
             self._entry = self.read_book().generations.get(self.generation_name)
         return self._entry
+
+    def is_live(self) -> bool:
+        """Return whether this generation is the live one now."""
+        return self.read_book().live == self.generation_name
 
     def is_standing(self) -> bool:
         """Return whether this generation is there still: what was read of one that was dropped may be a part."""
@@ -868,7 +877,7 @@ class VectorStore(MongoDatabase):
 
     def read_loaded_sources(self) -> list[str]:
         """Return the sources that were loaded whole once, in order of their names."""
-        names = {self._key(f"loaded:{name}"): name for name in SOURCE_NAMES}
+        names = {self._key(f"loaded:{name}"): name for name in PLURALS.values()}
         with mongo_errors("reading which sources are loaded", self.setting):
             rows = self.open_database()[schema.STORE].find({"_id": {"$in": list(names)}}, {"_id": 1})
             return sorted(names[row["_id"]] for row in rows)

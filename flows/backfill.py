@@ -26,6 +26,7 @@ from flows.parameters import (
     ContractIds,
     DryRun,
     End,
+    GenerationName,
     Limit,
     Retries,
     ShardRows,
@@ -84,6 +85,7 @@ def backfill(
     batch_poll_seconds: BatchPollSeconds = DEFAULT_POLL_S,
     budget_usd: Budget = None,
     dry_run: DryRun = False,
+    generation: GenerationName = None,
     retries: Retries = DEFAULT_RETRIES,
 ) -> State[dict[str, Any]]:
     """Take a past window, team or contract through the stages again; never moves where ``ingest`` goes on.
@@ -94,7 +96,7 @@ def backfill(
     second time; one that was cut off goes on where it stopped. The result has the fields of ``LoadReport``.
     """
     limit_heaps()
-    parts = load_parts(retries=retries)
+    parts = load_parts(retries=retries, generation=generation)
     options = LoadOptions(
         shard_rows=shard_rows,
         shards_in_flight=shards_in_flight,

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from prefect.blocks.core import Block
 
+from blocks.embedders import fitted
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
 from blocks.quota import open_gate
@@ -19,6 +20,7 @@ from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import TerminalError
+from tasks.domain.generations import FIRST, Generation
 from tasks.domain.owners import Owners
 from tasks.domain.quotas import Gate
 from tasks.domain.runs import Run
@@ -60,8 +62,14 @@ def load_shards() -> ShardStore:
 
 
 def load_embedder(vectors: VectorStore) -> PipelineEmbedder:
-    """Return the embedder that fills this store."""
-    return _load(GeminiEmbedder, GEMINI) if vectors.embedder == "gemini" else _load(LocalEmbedder, LOCAL)
+    """Return the embedder that fills this store: of a generation, with that one's model and dimensions.
+
+    For a store that is at no generation it is the one that is registered, and MongoDB is not asked.
+    """
+    configured: PipelineEmbedder
+    configured = _load(GeminiEmbedder, GEMINI) if vectors.embedder == "gemini" else _load(LocalEmbedder, LOCAL)
+    generation = None if vectors.generation is None else vectors.describe_generation()
+    return configured if generation is None else fitted(configured, generation)
 
 
 def load_alerts() -> SlackNotifier | None:
@@ -96,16 +104,27 @@ class Parts:
     stopping: Stopping = field(default_factory=Stopping)
 
 
-def load_parts(*, retries: int) -> Parts:
-    """Return the parts of a run, both databases proved to answer and the owners read."""
+def load_parts(*, retries: int, generation: str | Generation | None = None) -> Parts:
+    """Return the parts of a run, both databases proved to answer and the owners read.
+
+    ``generation`` is which of the store's sets of vectors the run is about, from its beginning to its end; None: the
+    one that is live now. Raises ``InputError`` if there is none of that name.
+    """
     source, vectors = load_source(), load_vectors()
-    embedder = load_embedder(vectors)
     source.check()
     vectors.check()
+    vectors = vectors.at(generation)
+    embedder = load_embedder(vectors)
     facts = embedder.facts
     size = ChunkSize(whole_tokens=min(ChunkSize().whole_tokens, facts.max_tokens_per_text))
     slots = Slots(embedder.concurrency)
     return Parts(source, vectors, embedder, load_shards(), source.load_owners(), facts, size, retries, slots)
+
+
+def of_generation(work: str, parts: Parts) -> str:
+    """Return the name of a piece of work, told apart from the same work at another generation."""
+    name = parts.vectors.generation_name
+    return work if name == FIRST else f"{work}-of-{name}"
 
 
 #: Of the day's quota this share is left to ingestion by all that can wait.

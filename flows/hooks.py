@@ -29,6 +29,7 @@ from pydantic import SecretStr
 from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from flows.blocks import load_alerts, load_embedder, load_source, load_vectors
+from flows.parameters import TRANSACTIONS
 from tasks.alert import Told, send_alert, tell_due, tell_resolved
 from tasks.domain.errors import BudgetSpentError, InputError, PipelineError, QuotaSpentError, WorkTakenError
 from tasks.domain.incidents import Incident, Severity, cause_of, in_words
@@ -39,6 +40,7 @@ ALERT_TOLD = "cryptique-rag.alert.told"
 #: How the command line spells parameters; ``no_`` before a name is the option that turns it off. A run that goes on
 #: never starts anew, so ``resume`` is left out.
 _SCOPE = {
+    "sources": "--source",
     "start": "--start",
     "end": "--end",
     "teams": "--team",
@@ -61,6 +63,7 @@ _COMMANDS = {
         "stored_model": "--stored-model",
     },
     "replay": {
+        "sources": "--source",
         "reasons": "--reason",
         "teams": "--team",
         "older_than_hours": "--older-than-hours",
@@ -71,15 +74,16 @@ _COMMANDS = {
         "retries": "--retries",
     },
     "reconcile": {
+        "sources": "--source",
         "no_heal": "--no-heal",
         "remove_orphans": "--remove-orphans",
         "shard_rows": "--shard-rows",
         "budget_usd": "--budget-usd",
         "retries": "--retries",
     },
-    "ingest": {"max_seconds": "--max-seconds", "until_idle": "--until-idle"},
+    "ingest": {"sources": "--source", "max_seconds": "--max-seconds", "until_idle": "--until-idle"},
 }
-_LEFT_OUT = {"sources", "resume"}
+_LEFT_OUT = {"resume"}
 
 
 def alert_on_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -294,7 +298,7 @@ def resume_command(flow: Flow[..., Any], flow_run: FlowRun) -> str:
     defaults = {name: spec.get("default") for name, spec in flow.parameters.properties.items()}
     for name, value in flow_run.parameters.items():
         # A list's default is made when the flow is called, so the schema doesn't tell it.
-        if name in _LEFT_OUT or value == defaults.get(name) or value == []:
+        if name in _LEFT_OUT or value == defaults.get(name) or value in ([], TRANSACTIONS):
             continue
         if isinstance(value, bool):
             name = name if value else f"no_{name}"

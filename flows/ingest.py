@@ -15,11 +15,11 @@ from prefect.states import Completed
 from pydantic import Field
 
 from blocks.memory import limit_heaps
-from flows.blocks import Parts, load_parts
+from flows.blocks import Parts, load_parts, of_generation
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import STOP_WITHIN_S, Job, at_work, forget, job_origin, new_run, require_no_paused_load, take_up
 from flows.migrate import migrate
-from flows.parameters import TRANSACTIONS, Sources
+from flows.parameters import TRANSACTIONS, GenerationName, Sources
 from flows.stages import StageWork, task_runner
 from tasks.domain.changes import ChangeBatch, Lags
 from tasks.domain.errors import HistoryLostError, QuotaSpentError, WorkTakenError
@@ -90,6 +90,7 @@ def ingest(
         Follow, Field(description="auto: change stream where the source keeps history, else the watermark.")
     ] = "auto",
     until_idle: Annotated[bool, Field(description="End as soon as nothing is left to take over.")] = False,
+    generation: GenerationName = None,
     retries: Annotated[int, Field(ge=0, le=10, description="How often a stage is tried again.")] = DEFAULT_RETRIES,
 ) -> State[dict[str, Any]]:
     """Take over what changed in the source: inserts, updates, replacements and deletes, each once.
@@ -104,14 +105,14 @@ def ingest(
     logger = get_run_logger()
     began = time.monotonic()
     limit_heaps()
-    parts = load_parts(retries=retries)
+    parts = load_parts(retries=retries, generation=generation)
     source, vectors = parts.source, parts.vectors
     vectors.require_model(parts.facts, replace=False, write=False)
     report = IngestReport("")
     others = [source for source in sources if source not in TRANSACTIONS]
     if others:
         try:
-            done: Any = migrate(sources=others, retries=retries)
+            done: Any = migrate(sources=others, generation=vectors.generation_name, retries=retries)
             report.others = done
         except QuotaSpentError as error:
             return _waiting(error, report)
@@ -120,7 +121,7 @@ def ingest(
     if len(others) == len(sources):
         report.seconds = round(time.monotonic() - began, 1)
         return Completed(message=_others_in_words(report), data=asdict(report))
-    origin = job_origin("ingest", f"ingest-{_SOURCE}")
+    origin = job_origin("ingest", of_generation(f"ingest-{_SOURCE}", parts))
     try:
         job = take_up(new_run(Scope(_SOURCE), parts), origin, parts, resume=True)
     except WorkTakenError as error:
@@ -246,7 +247,7 @@ class _Following:
         get_run_logger().warning("comparing the whole source: %s", reason)
         require_no_paused_load(self._parts, _SOURCE)
         self._report.caught_up = reason
-        migrate(retries=self._parts.retries)
+        migrate(generation=self._parts.vectors.generation_name, retries=self._parts.retries)
 
     def _take_over(self, batches: Iterator[ChangeBatch]) -> None:
         """Take the batches through the stages, and move the position behind each when it is stored."""

@@ -25,6 +25,7 @@ from flows.parameters import (
     ContractIds,
     DryRun,
     End,
+    GenerationName,
     Limit,
     Retries,
     ShardRows,
@@ -70,6 +71,7 @@ def migrate(
     remove_orphans: Annotated[
         bool, Field(description="Remove vectors of records gone from the source, however many they are.")
     ] = False,
+    generation: GenerationName = None,
     retries: Retries = DEFAULT_RETRIES,
 ) -> State[dict[str, Any]]:
     """Migrate source records into the vector store: extract, validate, chunk, embed, upsert, checkpoint, reconcile.
@@ -81,7 +83,7 @@ def migrate(
     Several sources are gone through one after the other, each with a job of its own.
     """
     limit_heaps()
-    parts = load_parts(retries=retries)
+    parts = load_parts(retries=retries, generation=generation)
     options = LoadOptions(
         shard_rows=shard_rows,
         shards_in_flight=shards_in_flight,

@@ -10,6 +10,7 @@ from prefect import runtime
 from pydantic import Field
 
 from flows.stages import MAX_IN_FLIGHT
+from tasks.domain.generations import NAME_PATTERN
 from tasks.domain.registry import PLURALS
 from tasks.domain.windows import Window
 
@@ -60,6 +61,10 @@ Budget = Annotated[
     Field(gt=0, description="Dollars that the run may spend on embeddings; at that it pauses. None: any sum."),
 ]
 DryRun = Annotated[bool, Field(description="Count rows, tokens, cost and time; write nothing, embed nothing.")]
+GenerationName = Annotated[
+    str | None,
+    Field(pattern=NAME_PATTERN, description="Which generation of vectors the run is about; none: the live one."),
+]
 Retries = Annotated[int, Field(ge=0, le=10, description="How often a stage is tried again.")]
 
 

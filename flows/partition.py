@@ -25,6 +25,7 @@ from blocks.vector_store import VectorStore
 from flows.blocks import Parts, load_parts
 from flows.hooks import leave_crash_to_load
 from flows.jobs import STOP_WITHIN_S, Job, at_work, is_alive, job_origin, take_up
+from flows.parameters import GenerationName
 from flows.stages import StageWork, task_runner
 from tasks.domain.errors import (
     BudgetSpentError,
@@ -34,6 +35,7 @@ from tasks.domain.errors import (
     TransientError,
     WorkTakenError,
 )
+from tasks.domain.generations import FIRST
 from tasks.domain.jobs import job_id
 from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run, Scope, fingerprint
@@ -55,9 +57,12 @@ _TOLD_EVERY_S, _SILENT_STORE_S = 60.0, 600.0
 def work_fingerprint(scope: Scope, parts: Parts, *, shard_rows: int, rebuild: bool) -> str:
     """Return what makes two loads the same work, here and in every process that takes part.
 
-    Owners are no part of it: they change while a load runs, and shards given to other owners are looked at again.
+    Owners are no part of it: they change while a load runs, and shards given to other owners are looked at again. The
+    generation is: two of them are filled from the same source at once.
     """
     choices: dict[str, Any] = {"rebuild": True} if rebuild else {}
+    if parts.vectors.generation_name != FIRST:
+        choices["generation"] = parts.vectors.generation_name
     return fingerprint(
         scope,
         parts.facts,
@@ -81,6 +86,7 @@ def partition(
     run_key: Annotated[str, Field(min_length=1, description="The load that it is a part of.")],
     number: Annotated[int, Field(ge=0, description="Which partition of the load.")],
     load_run: Annotated[str, Field(min_length=1, description="The flow run that started this one.")],
+    generation: GenerationName = None,
     retries: Annotated[int, Field(ge=0, le=10, description="How often a stage is tried again.")] = DEFAULT_RETRIES,
 ) -> State[int]:
     """Take one partition of a load through the stages. A load with ``child_runs`` starts these runs; nobody else does.
@@ -90,7 +96,7 @@ def partition(
     budget is spent it ends early, and the load, which sees its shards unfinished, decides when to go on.
     """
     limit_heaps()
-    parts = load_parts(retries=retries)
+    parts = load_parts(retries=retries, generation=generation)
     load = parts.vectors.find_job({"jobId": {"$in": [job_id(run_key, "migrate"), job_id(run_key, "backfill")]}})
     if load is None:
         raise InputError(f"there is no load {run_key}: this flow is started by `migrate` or `backfill` with child_runs")
@@ -266,7 +272,13 @@ def _start(job: Job, number: int, lost: int, retries: int) -> _Child:
     try:
         run = run_deployment(
             DEPLOYMENT,
-            parameters={"run_key": job.run.key, "number": number, "load_run": job.run.id, "retries": retries},
+            parameters={
+                "run_key": job.run.key,
+                "number": number,
+                "load_run": job.run.id,
+                "generation": job.parts.vectors.generation_name,
+                "retries": retries,
+            },
             timeout=0,
             tags=["partition"],
             # The client asks again after a time-out; the server then answers with the run that it made already.

@@ -19,11 +19,11 @@ from blocks.memory import limit_heaps
 from blocks.mongo import MongoSource
 from blocks.records import open_records
 from blocks.vector_store import VectorStore
-from flows.blocks import Parts, load_parts
+from flows.blocks import Parts, load_parts, of_generation
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import require_loaded
 from flows.load import LEAST_USD, describe, plan_shards, prepare
-from flows.parameters import TRANSACTIONS, Budget, Retries, ShardRows, Sources, names_of
+from flows.parameters import TRANSACTIONS, Budget, GenerationName, Retries, ShardRows, Sources, names_of
 from flows.progress import Progress
 from flows.records import Selection, load_records
 from flows.report import Announcer, never_stopping
@@ -111,6 +111,7 @@ def reconcile(
     ] = False,
     shard_rows: ShardRows = DEFAULT_SHARD_ROWS,
     budget_usd: Budget = None,
+    generation: GenerationName = None,
     retries: Retries = DEFAULT_RETRIES,
 ) -> State[dict[str, Any]]:
     """Compare every record of the source with what is stored of it, and mend what differs.
@@ -124,7 +125,7 @@ def reconcile(
     and how many documents were ``removed``.
     """
     limit_heaps()
-    parts = load_parts(retries=retries)
+    parts = load_parts(retries=retries, generation=generation)
     parts.vectors.require_model(parts.facts, replace=False, write=False)
     if heal:
         prepare(parts, replace_model=False)
@@ -179,7 +180,7 @@ def _reconcile(
 
     report, figures = load_records(
         "reconcile",
-        f"reconcile-{source}",
+        of_generation(f"reconcile-{source}", parts),
         Scope(source),
         select,
         parts,

@@ -13,11 +13,11 @@ from prefect.states import Completed
 from pydantic import Field
 
 from blocks.memory import limit_heaps
-from flows.blocks import Parts, load_parts
+from flows.blocks import Parts, load_parts, of_generation
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import was_begun
 from flows.load import load_each, prepare
-from flows.parameters import TRANSACTIONS, Budget, DryRun, ObjectIdText, Retries, Sources, names_of
+from flows.parameters import TRANSACTIONS, Budget, DryRun, GenerationName, ObjectIdText, Retries, Sources, names_of
 from flows.records import Selection, load_records, rehearse_records
 from flows.report import LoadReport, message_of
 from flows.stages import task_runner
@@ -60,6 +60,7 @@ def replay(
     limit: Annotated[int | None, Field(ge=1, description="At most this many, the oldest first.")] = None,
     budget_usd: Budget = None,
     dry_run: DryRun = False,
+    generation: GenerationName = None,
     retries: Retries = DEFAULT_RETRIES,
 ) -> State[dict[str, Any]]:
     """Take refused records through the stages again, as the source has them now.
@@ -69,7 +70,7 @@ def replay(
     too. The result has the fields of ``LoadReport``, and ``resolved`` and ``still_open``.
     """
     limit_heaps()
-    parts = load_parts(retries=retries)
+    parts = load_parts(retries=retries, generation=generation)
     parts.vectors.require_model(parts.facts, replace=False, write=False)
     get_run_logger().info("%d open dead letters", parts.vectors.count_open_letters({}))
     now = datetime.now(UTC)
@@ -78,7 +79,8 @@ def replay(
     def replay_one(source: str, budget: float | None) -> LoadReport:
         nonlocal chosen
         # Of one source the work is named as ever, so that what was begun is found.
-        work = f"replay-{source}-{(sorted(reasons), sorted(teams), older_than_hours, newer_than_hours, limit)}"
+        choices = (sorted(reasons), sorted(teams), older_than_hours, newer_than_hours, limit)
+        work = of_generation(f"replay-{source}-{choices}", parts)
         begun = was_begun(work, parts, resume=False)
         criteria = _criteria(source, parts, reasons, teams, older_than_hours, newer_than_hours, now, begun=begun)
         scope = Scope(source, team_ids=tuple(teams), limit=limit)

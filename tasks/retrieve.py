@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from bson import ObjectId
 
+from blocks.embedders import Embedders
 from blocks.vector_store import VectorStore
+from tasks.domain.errors import PipelineError
 from tasks.domain.owners import site_filter
 from tasks.domain.rows import read_vector
 from tasks.domain.vectors import Embedder, Matrix
@@ -41,7 +43,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One document that answers, with its cosine similarity, -1 to 1."""
+    """One document that answers, with its cosine similarity, -1 to 1. ``lineage`` says what made it."""
 
     document_id: str
     source_type: str
@@ -49,18 +51,39 @@ class Hit:
     score: float
     content: str
     metadata: dict[str, Any]
+    lineage: dict[str, Any]
 
 
 def search(
-    questions: Sequence[str], tenant: Tenant, *, limit: int, vectors: VectorStore, embedder: Embedder
+    questions: Sequence[str], tenant: Tenant, *, limit: int, vectors: VectorStore, embedder: Embedder | Embedders
 ) -> list[list[Hit]]:
     """Return the best documents for each question, best first; ties go to the smaller document id.
 
-    Exact: every vector that the tenant may see and that the embedder's model made is compared. Memory holds one
-    batch of vectors. Raises ``TerminalError`` if the store's vectors are of another model.
+    Exact: every vector that the tenant may see and that the generation's model made is compared. Memory holds one
+    batch of vectors. All answers come from one generation, the store's own or else the one that is live when the
+    search begins, and the questions are embedded by its model: ``embedder`` is the configured one, or all that are.
+    A search under which its generation is dropped begins again with the one that is live then.
+
+    Raises ``TerminalError`` if the vectors are of a model that the embedders don't have: another embedder's, or in a
+    store that never had another generation any but the one that was given first.
     """
+    embedders = embedder if isinstance(embedder, Embedders) else Embedders(embedder)
+    while True:
+        chosen = vectors if vectors.generation is not None else vectors.at()
+        try:
+            found = _search(questions, tenant, limit, chosen, embedders.of(chosen))
+        except PipelineError:
+            if chosen is vectors or chosen.is_standing():
+                raise
+        else:
+            if chosen is vectors or chosen.is_standing():
+                return found
+
+
+def _search(
+    questions: Sequence[str], tenant: Tenant, limit: int, vectors: VectorStore, embedder: Embedder
+) -> list[list[Hit]]:
     facts = embedder.facts
-    vectors.require_model(facts, replace=False, write=False)
     asked = np.stack([embedder.embed_query(question) for question in questions])
     criteria = {**tenant.criteria(), "lineage.model": facts.model, "lineage.dimensions": facts.dimensions}
     best: list[list[_Ranked]] = [[] for _ in questions]
@@ -90,6 +113,7 @@ def _hits(found: list[_Ranked], documents: dict[Any, dict[str, Any]]) -> list[Hi
             score=round(-negative_score, _SCORE_DIGITS),
             content=document["content"],
             metadata=document["metadata"],
+            lineage=document["lineage"],
         )
         for negative_score, _, row_id in found
         if (document := documents.get(row_id)) is not None

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.domain.errors import InputError
-from tasks.domain.rows import VectorForm
+
+if TYPE_CHECKING:  # the command line knows names and states, and need not wait for numpy
+    from tasks.domain.rows import VectorForm
 
 #: The generation of a store that never had another; its collections have the names that they always had.
 FIRST = "first"
