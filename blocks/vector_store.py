@@ -19,6 +19,7 @@ from pymongo.operations import IndexModel, SearchIndexModel
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from blocks.generation_book import BOOK_ID, GenerationBook
 from blocks.mongo import MongoDatabase, Record, mongo_errors
 from tasks.domain import collections as schema
 from tasks.domain.batches import batched
@@ -26,7 +27,7 @@ from tasks.domain.collections import Collection, Index
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.digests import StoredRecord
 from tasks.domain.documents import holder_of, make_key
-from tasks.domain.errors import ShardDamagedError, TerminalError, WorkTakenError
+from tasks.domain.errors import ShardDamagedError, TerminalError
 from tasks.domain.generations import FIRST, Book, EmbedderName, Generation, own_key, own_name
 from tasks.domain.manifests import Manifest, ShardOutcome
 from tasks.domain.quotas import Allowance, Spending, quota_day
@@ -46,8 +47,8 @@ _NAMESPACE_EXISTS = 48
 _BAD_VALUE = 2
 #: The record that stands in ``ragstore`` while a first load goes on without the indexes that nothing needs yet.
 _INDEXES_TO_COME = "indexes-to-come"
-#: The record of all generations in ``ragstore``, and how often a change of it is tried that another one crossed.
-_BOOK, _BOOK_TRIES = "generations", 5
+#: How often a change of the book of generations is tried that another one crossed.
+_BOOK_TRIES = 5
 #: A run that spent nothing for so long will not go on: its count goes.
 _RUN_FORGOTTEN_AFTER = timedelta(days=90)
 
@@ -135,10 +136,6 @@ class VectorStore(MongoDatabase):
         """Return where the vector documents are: database and collection."""
         return f"{self.database}.{self.vectors_name}"
 
-    def work_name(self, work: str) -> str:
-        """Return what names a piece of work on this generation: the same on two of them may go on at once."""
-        return own_key(work, self.generation_name)
-
     def _key(self, base: str) -> str:
         return own_key(base, self.generation_name)
 
@@ -164,7 +161,7 @@ class VectorStore(MongoDatabase):
     def read_book(self) -> Book:
         """Return which generations there are, and which of them is live: one small read."""
         with mongo_errors("reading the generations", self.setting):
-            return Book.from_record(self._books().find_one({"_id": _BOOK}))
+            return GenerationBook(self.open_database()).read()
 
     def begin_generation(self, wanted: Generation, *, first: Generation, now: datetime) -> Book:
         """Put down that a generation is being built; one that was begun goes on. Errors as in ``Book.begun``."""
@@ -206,20 +203,7 @@ class VectorStore(MongoDatabase):
 
     def _change_book(self, change: Callable[[Book], Book], *, tries: int = _BOOK_TRIES) -> Book:
         with mongo_errors("writing the generations", self.setting):
-            for _ in range(tries):
-                seen = self.read_book()
-                book = change(seen)
-                row = {"_id": _BOOK, **book.to_record(), "updatedAt": datetime.now(UTC)}
-                if seen.version == 0:
-                    with suppress(mongo.DuplicateKeyError):
-                        self._books().insert_one(row)
-                        return book
-                elif self._books().replace_one({"_id": _BOOK, "version": seen.version}, row).matched_count:
-                    return book
-        raise WorkTakenError(
-            "somebody else changed the generations at the same moment: look at `cryptique-rag generations`, and give "
-            "the command again if it is still meant"
-        )
+            return GenerationBook(self.open_database()).change(change, tries=tries)
 
     def measure(self) -> tuple[int, int]:
         """Return how many vector documents there are, by the server's own count, and their bytes on disk."""
@@ -873,7 +857,7 @@ class VectorStore(MongoDatabase):
             store.replace_one({"_id": row["_id"]}, row, upsert=True)
             entry = f"generations.{self.generation_name}"
             described = {f"{entry}.describers.{source_type}": describer_version(source_type)}
-            store.update_one({"_id": _BOOK, entry: {"$exists": True}}, {"$set": described, "$inc": {"version": 1}})
+            store.update_one({"_id": BOOK_ID, entry: {"$exists": True}}, {"$set": described, "$inc": {"version": 1}})
 
     def read_loaded_sources(self) -> list[str]:
         """Return the sources that were loaded whole once, in order of their names."""

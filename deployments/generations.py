@@ -7,8 +7,9 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 
 _SHOWN_QUESTIONS = 10
+_PATIENCE_MS = 5_000
 NameArgument = Annotated[str, typer.Argument(help="Name of the generation: 1 to 20 of a-z, 0-9 and _.")]
 
 
@@ -216,11 +218,9 @@ def switch(name: NameArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def rollback(as_json: JsonOption = False) -> None:
     """Make the generation live again that was before this one. It is one write; `ingest` then brings it up to date."""
-    with reported(), _reading() as reading:
-        from flows.generations import roll_back
-
+    with reported():
         began = time.monotonic()
-        book = roll_back(vectors=reading.vectors)
+        book = _roll_back()
         took_ms = (time.monotonic() - began) * 1000
         if as_json:
             print_json(_book_json(book))
@@ -279,6 +279,40 @@ def _reading() -> Iterator[_Reading]:
             yield _Reading(blocks.vectors, Embedders(blocks.embedder, blocks.local, blocks.gemini))
         finally:
             blocks.vectors.close()
+
+
+def _roll_back() -> Book:
+    """Roll back without what is slow to import: who goes back is in a hurry."""
+    from pymongo import MongoClient
+    from pymongo.errors import PyMongoError
+
+    from blocks.generation_book import GenerationBook
+    from deployments.settings import load_settings
+    from tasks.domain.errors import TransientError
+
+    settings = load_settings()
+    uri = settings.cryptique_vectors_uri or settings.cryptique_source_uri
+    if uri is not None:
+        # What can't be reached or understood is said by the ordinary way below.
+        with (
+            suppress(PyMongoError, ValueError),
+            MongoClient[dict[str, Any]](
+                uri.get_secret_value(), tz_aware=True, serverSelectionTimeoutMS=_PATIENCE_MS
+            ) as client,
+        ):
+            book = GenerationBook(client[settings.vectors_database])
+            book.read()
+            try:
+                return book.change(lambda seen: seen.rolled_back(now=datetime.now(UTC)))
+            except PyMongoError as error:
+                raise TransientError(
+                    f"MongoDB failed while the generations were written ({type(error).__name__}): look at "
+                    "`cryptique-rag generations` before you give the command again"
+                ) from None
+    with _reading() as reading:
+        from flows.generations import roll_back
+
+        return roll_back(vectors=reading.vectors)
 
 
 def _checked(name: str) -> str:

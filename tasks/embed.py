@@ -56,7 +56,7 @@ class Slots:
     def __init__(self, number: int) -> None:
         self.number = number
         self._waited_s = 0.0
-        self._begun: dict[int, float] = {}
+        self._begun: dict[object, float] = {}
         self._free = number
         self._places = count()
         self._waiting: list[int] = []
@@ -75,14 +75,15 @@ class Slots:
             heappop(self._waiting)
             self._free -= 1
             began, used = time.monotonic(), time.thread_time()
-            self._begun[threading.get_ident()] = began
+            mine = object()
+            self._begun[mine] = began
             self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self._free += 1
-                del self._begun[threading.get_ident()]
+                del self._begun[mine]
                 self._waited_s += max(0.0, time.monotonic() - began - (time.thread_time() - used))
                 self._changed.notify_all()
 

@@ -186,7 +186,5 @@ def extract_changes(
     describing.looks_up = vectors if run.may_skip else None
     shard = _write(run, batch.number, found, describing, store)
     present = {record_key(record["_id"]) for _, record in found}
-    gone = [
-        record_id for record_id in batch.ids if not records.kind.forgets and record_key(record_id) not in present
-    ]
+    gone = [record_id for record_id in batch.ids if not records.kind.forgets and record_key(record_id) not in present]
     return replace(shard, gone=bson.encode({"ids": gone}) if gone else b"")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import bson
@@ -18,14 +19,22 @@ from pymongo.database import Database
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from blocks.embedders import Embedders
+from blocks.generation_book import GenerationBook
+from blocks.mongo import MongoSource
+from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from blocks.wordllama import MODEL, LocalEmbedder
+from flows.blocks import Parts
 from flows.generations import compare_generations, drop, list_generations, roll_back, switch
+from flows.partition import work_fingerprint
+from tasks.domain.chunks import ChunkSize
 from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.errors import InputError, TerminalError, WorkTakenError
 from tasks.domain.generations import FIRST, Book, Generation
 from tasks.domain.rankings import Question
 from tasks.domain.rows import new_row, row_hash, row_id
+from tasks.domain.runs import Scope
+from tasks.embed import Slots
 from tasks.retrieve import Hit, Tenant, search
 
 Record = dict[str, Any]
@@ -223,6 +232,24 @@ def test_stores_at_generations_share_their_connections(two: VectorStore) -> None
     assert two.at("next")._client is two.at()._client is two._client
 
 
+def test_the_same_load_into_two_generations_is_two_pieces_of_work(
+    two: VectorStore, database: Database[Record], mongo_uri: str, tmp_path: Path
+) -> None:
+    database.create_collection("transactions")
+    source = MongoSource(uri=SecretStr(mongo_uri), database=database.name)
+
+    def work(vectors: VectorStore) -> str:
+        # The same model in both: a generation of another describer or form.
+        shards = ShardStore(folder=tmp_path)
+        parts = Parts(source, vectors, OLD, shards, source.load_owners(), OLD.facts, ChunkSize(), 0, Slots(1))
+        return work_fingerprint(Scope(), parts, shard_rows=1_000, rebuild=False)
+
+    assert len({work(two.at(FIRST)), work(two.at("next"))}) == 2
+    # What was begun before there were generations is gone on with.
+    assert work(two.at(FIRST)) == work(two) == work(two.at())
+    source.close()
+
+
 # -- the book -----------------------------------------------------------------------------------------------
 
 
@@ -259,7 +286,7 @@ def test_of_two_switches_at_the_same_moment_one_is_refused(two: VectorStore, mon
     complete(two, "third")
     seen = two.read_book()
     two.switch_generation("next", now=NOW)
-    monkeypatch.setattr(VectorStore, "read_book", lambda _: seen)
+    monkeypatch.setattr(GenerationBook, "read", lambda _: seen)
     for late in (lambda: two.switch_generation("third", now=NOW), lambda: two.switch_generation("next", now=NOW)):
         with pytest.raises(WorkTakenError, match="somebody else changed the generations"):
             late()

@@ -222,7 +222,7 @@ def paid(server: LoopbackGemini, model: str) -> Counter[str]:
     return Counter(text for request in answered if len(request.texts) > 1 for text in request.texts)
 
 
-def test_a_half_built_generation_goes_on_after_a_kill_and_pays_for_no_text_twice(
+def test_a_half_built_generation_goes_on_after_a_kill_and_pays_again_only_for_what_was_on_its_way(
     pipeline: Pipeline, source_data: SourceData, prefect_api: str
 ) -> None:
     pipeline.load(source_data, source_data.some(ROWS))
@@ -316,6 +316,30 @@ def test_a_text_that_only_the_new_model_refuses_is_a_dead_letter_of_the_new_gene
         assert not same & {row["sourceId"] for row in documents(pipeline).values()}
 
 
+# -- going back -----------------------------------------------------------------------------------------------------
+
+
+def test_going_back_waits_for_no_slow_import(migrated: Pipeline, store: VectorStore) -> None:
+    build(migrated)
+    switch("next", vectors=store, embedders=Embedders(LocalEmbedder()))
+    told = "import sys; from deployments.cli import app; app(['generations', 'rollback'], standalone_mode=False); "
+    told += "print('prefect' in sys.modules)"
+    settings = {
+        "CRYPTIQUE_SOURCE_URI": migrated.uri,
+        "CRYPTIQUE_SOURCE_DATABASE": migrated.source.name,
+        "CRYPTIQUE_VECTORS_DATABASE": migrated.store.name,
+        "CRYPTIQUE_EMBEDDER": "local",
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CRYPTIQUE_", "GEMINI_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", told], cwd=ROOT, env=environment | settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "first is live again" in done.stdout
+    assert done.stdout.rstrip().endswith("False")
+    assert store.read_book().live == FIRST
+
+
 # -- the command ------------------------------------------------------------------------------------------------
 
 
@@ -390,7 +414,7 @@ def test_the_command_shows_costs_builds_compares_switches_goes_back_and_drops(
     assert "not followed" in command("list").stdout
 
     back = command("rollback")
-    assert back.exit_code == 0
+    assert back.exit_code == 0, back.output
     assert "first is live again" in back.stdout
     assert "taken over by `ingest`" in back.stdout
     assert command("drop", "next").exit_code == 2

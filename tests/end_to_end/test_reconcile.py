@@ -136,7 +136,7 @@ def shown(pipeline: Pipeline) -> dict[str, set[str]]:
         (artifact,) = client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 flow_run_id=ArtifactFilterFlowRunId(any_=[pipeline.last_run_id]),
-                key=ArtifactFilterKey(any_=["reconcile-differences"]),
+                key=ArtifactFilterKey(any_=["reconcile-differences-transaction"]),
             )
         )
     sections = [section.splitlines() for section in str(artifact.data).split("## ")[1:]]

@@ -163,6 +163,5 @@ def test_a_store_at_a_generation_has_its_collections_embedder_and_form_also_in_a
     for store in (chosen, cloudpickle.loads(cloudpickle.dumps(chosen))):
         assert (store.vectors_name, store.letters_name) == (f"{VECTORS}_next", f"{DEAD_LETTERS}_next")
         assert (store.embedder, store.vector_form, store.generation) == ("gemini", "int8", "next")
-        assert store.work_name("ingest-transaction") == "ingest-transaction@next"
     assert chosen.describe_generation() == NEW
     assert STORE.generation is None
