@@ -28,22 +28,26 @@ _EXTENDED_JSON = JSONOptions(
 )
 
 
-#: The files that take longest, the longest first: begun last, one of them would run on alone.
+#: The files that take longest, begun first: begun last, one of them would run on alone. Those with workers and servers
+#: of their own stand apart: side by side they would take the cores from each other.
 _FIRST = (
     "end_to_end/worker/test_ends.py",
+    "end_to_end/test_sources.py",
+    "end_to_end/test_crashes.py",
     "end_to_end/worker/test_sharing.py",
+    "end_to_end/test_chaos.py",
+    "end_to_end/test_batch.py",
     "end_to_end/test_up.py",
     "end_to_end/test_alerts.py",
-    "contracts/test_embedded.py",
     "end_to_end/test_unchanged.py",
-    "end_to_end/test_batch.py",
-    "end_to_end/test_crashes.py",
-    "end_to_end/test_chaos.py",
+    "contracts/test_embedded.py",
+    "contracts/test_great_expectations.py",
+    "end_to_end/test_generations.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, so that both processes have work until the end."""
+    """Begin with the longest files, so that all processes have work until the end."""
     folder = Path(__file__).parent
 
     def place(item: pytest.Item) -> int:
