@@ -371,15 +371,16 @@ def _search_in(
     site_id: str | None,
     limit: int,
 ) -> list[list[Hit]]:
+    from blocks.embedders import Embedders
     from deployments.register_blocks import make_blocks
     from tasks.retrieve import Tenant
     from tasks.retrieve import search as search_store
 
     blocks = make_blocks(settings, embedded_uri=mongo_uri)
-    assert blocks.embedder is not None  # the settings were checked
+    embedders = Embedders(blocks.embedder, blocks.local, blocks.gemini)
     tenant = Tenant(team_id, site_id)
     try:
-        return search_store(questions, tenant, limit=limit, vectors=blocks.vectors, embedder=blocks.embedder)
+        return search_store(questions, tenant, limit=limit, vectors=blocks.vectors, embedder=embedders)
     finally:
         blocks.vectors.close()
 

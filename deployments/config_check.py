@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from blocks.embedders import Embedders
 from blocks.mongo import MongoSource
 from blocks.wordllama import LocalEmbedder
 from deployments.embedded import find_mongod
@@ -84,8 +85,8 @@ def _describe_store(blocks: PipelineBlocks) -> str:
     try:
         version = vectors.check()
         if blocks.embedder is not None:
-            vectors.require_model(blocks.embedder.facts, replace=False, write=False)
-        return f"MongoDB {version}, database {vectors.database}"
+            Embedders(blocks.embedder, blocks.local, blocks.gemini).of(vectors)
+        return f"MongoDB {version}, {vectors.full_name}"
     finally:
         vectors.close()
 

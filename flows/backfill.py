@@ -128,7 +128,7 @@ def backfill(
         begun = was_begun(work, parts, resume=True)
         replaces = _require_stored(scope, parts, stored_describer, stored_model, begun=begun)
         parts.vectors.require_model(parts.facts, replace=replaces, write=False)
-        get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)
+        get_run_logger().info("%s with %s into %s", scope, parts.facts.model, parts.vectors.full_name)
         if not chosen_by_stored:
             if dry_run:
                 return rehearse(scope, parts, options, began=began)

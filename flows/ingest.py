@@ -99,8 +99,9 @@ def ingest(
     when a batch is stored, so a run that dies is taken up by the next one; what it did twice is done once. Without
     a position, or when the source no longer knows what changed, everything is compared once by ``migrate``. Sources
     other than transactions are small: ``migrate`` goes through each of them, and passes over what is stored. A change
-    of an owner (contracts, teams, websites) is seen by the next whole ``migrate``, not here. The result has the
-    fields of ``IngestReport``.
+    of an owner (contracts, teams, websites) is seen by the next whole ``migrate``, not here. Without a
+    ``generation`` it follows the one that is live when it begins, and ends within half a minute of another one's being
+    live. The result has the fields of ``IngestReport``.
     """
     logger = get_run_logger()
     began = time.monotonic()
@@ -127,7 +128,8 @@ def ingest(
     except WorkTakenError as error:
         return Completed(message=f"waiting: {error}", data=asdict(report))
     report.run_id = job.run.key
-    following = _Following(job, report, began + max_seconds, until_idle)
+    follows_live = generation is None
+    following = _Following(job, report, began + max_seconds, until_idle, follows_live=follows_live)
     streamed = follow == "stream" or (follow == "auto" and source.read_operation_time() is not None)
     try:
         with at_work(job, parts, bulk=False) as gated_parts:
@@ -168,8 +170,10 @@ def _waiting(error: QuotaSpentError, report: IngestReport) -> State[dict[str, An
 class _Following:
     """One run's way along the source's changes."""
 
-    def __init__(self, job: Job, report: IngestReport, deadline: float, until_idle: bool) -> None:
-        self._job, self._report = job, report
+    def __init__(
+        self, job: Job, report: IngestReport, deadline: float, until_idle: bool, *, follows_live: bool
+    ) -> None:
+        self._job, self._report, self._follows_live = job, report, follows_live
         self._deadline, self._until_idle = deadline, until_idle
         self._manifest = job.manifest
         self._lags = Lags()
@@ -251,7 +255,7 @@ class _Following:
 
     def _take_over(self, batches: Iterator[ChangeBatch]) -> None:
         """Take the batches through the stages, and move the position behind each when it is stored."""
-        saved = time.monotonic()
+        looked = time.monotonic()
         for batch in batches:
             self._idle = not batch.ids
             if batch.ids:
@@ -260,9 +264,14 @@ class _Following:
                 self._report.batches += 1
                 self._lags.add(batch.times_ms, now_ms=int(time.time() * 1000))
             # The position moves while nothing changes too: one that stands still falls out of the history.
-            if batch.position and (batch.ids or time.monotonic() - saved >= _POSITION_EVERY_S):
+            due = time.monotonic() - looked >= _POSITION_EVERY_S
+            if batch.position and (batch.ids or due):
                 self._save(batch.position)
-                saved = time.monotonic()
+            if due:
+                looked = time.monotonic()
+                if self._follows_live and not self._parts.vectors.is_live():
+                    get_run_logger().info("another generation is live: the next run follows that one")
+                    break
             if time.monotonic() >= self._deadline:
                 break
 

@@ -23,7 +23,7 @@ def initialise() -> State[dict[str, Any]]:
     ``created``, ``differs`` and ``notes``.
     """
     logger = get_run_logger()
-    vectors = load_vectors()
+    vectors = load_vectors().at()
     drift = vectors.initialise(load_embedder(vectors).facts.dimensions)
     for line in drift.created:
         logger.info("made %s", line)

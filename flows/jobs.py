@@ -25,6 +25,7 @@ from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from flows.blocks import Parts, gated
 from tasks.domain.errors import BudgetSpentError, PipelineError, QuotaSpentError, WorkTakenError
+from tasks.domain.generations import FIRST
 from tasks.domain.jobs import JobOrigin, Kind, Status, job_id, job_record
 from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run, Scope
@@ -170,6 +171,7 @@ def take_up(run: Run, origin: JobOrigin, parts: Parts, *, resume: bool) -> Job:
     """
     logger = get_run_logger()
     vectors, store = parts.vectors, parts.store
+    origin = replace(origin, choices={**(origin.choices or {}), "generation": vectors.generation_name})
     previous = _find_previous(origin.fingerprint, vectors)
     now = vectors.read_time()
     # Files have this machine's times; a clock that is ahead must not make them look old.
@@ -260,6 +262,7 @@ def _is_resumable(job: dict[str, Any], store: ShardStore, *, now: datetime) -> b
 def require_no_paused_load(parts: Parts, source: str) -> None:
     """Raise ``WorkTakenError`` while a load of the whole source is paused: nobody else may spend what it may not."""
     scope = {f"metadata.choices.scope.{name}": value for name, value in {"source": source, **_WHOLE}.items()}
+    scope |= _of_generation(parts.vectors)
     for job in parts.vectors.find_jobs({"metadata.tags": "migrate", "status": "retrying", **scope}, limit=1):
         until = job["retryConfig"]["nextRetryAt"]
         if until is None or datetime.now(UTC) < until + _OVERDUE_AFTER:
@@ -271,9 +274,16 @@ def require_loaded(parts: Parts, source: str) -> None:
     if not parts.vectors.is_loaded(source):
         raise WorkTakenError("the whole source was never loaded: run `migrate` first")
     require_no_paused_load(parts, source)
-    for job in parts.vectors.find_jobs({"metadata.tags": "migrate", "status": "processing"}):
+    under_way = {"metadata.tags": "migrate", "status": "processing", **_of_generation(parts.vectors)}
+    for job in parts.vectors.find_jobs(under_way):
         if is_alive(job, now=parts.vectors.read_time()):
             raise WorkTakenError(f"the load {job['jobId']} is under way")
+
+
+def _of_generation(vectors: VectorStore) -> dict[str, Any]:
+    """Return the filter of the jobs of a generation; jobs that are older than generations are the first one's."""
+    name = vectors.generation_name
+    return {"metadata.choices.generation": {"$in": [name, None]} if name == FIRST else name}
 
 
 @contextmanager

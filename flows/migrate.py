@@ -105,7 +105,7 @@ def migrate(
 
     def run_one(name: str, budget: float | None) -> LoadReport:
         scope, began = scopes[name], time.monotonic()
-        get_run_logger().info("%s with %s into %s.vectordocuments", scope, parts.facts.model, parts.vectors.database)
+        get_run_logger().info("%s with %s into %s", scope, parts.facts.model, parts.vectors.full_name)
         if dry_run:
             return rehearse(scope, parts, options, began=began)
         return load("migrate", scope, parts, replace(options, budget_usd=budget), began=began)

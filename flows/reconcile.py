@@ -293,7 +293,7 @@ def _publish(differences: Differences, source: str, parts: Parts) -> None:
         if ids:
             lines += ["", f"## {name}", "", *(f"- {record}" for record in ids[:_SHOWN])]
             lines += [f"- and {len(ids) - _SHOWN:,} more"] if len(ids) > _SHOWN else []
-    lines += ["", f"Database: {parts.vectors.database}."]
+    lines += ["", f"Vectors: {parts.vectors.full_name}."]
     with never_stopping("the list of differences"):
         create_markdown_artifact(
             "\n".join(lines), key=f"reconcile-differences-{source.replace('_', '-')}", description="What differed"

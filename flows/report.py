@@ -218,7 +218,7 @@ def publish(flow: str, report: LoadReport, run: Run, manifest: Manifest, parts: 
         f"| {report.removed:,} | {report.chunks:,} | {report.embedded:,} | {report.tokens:,} "
         f"| ${report.cost_usd:.4f} | {report.seconds:,.1f} |",
         "",
-        f"Embedder: {report.embedder}. Database: {parts.vectors.database}.",
+        f"Embedder: {report.embedder}. Vectors: {parts.vectors.full_name}.",
     ]
     if report.batch_tokens:
         lines.append(f"{report.batch_tokens:,} of the tokens came from batch jobs, at half the price.")
@@ -259,7 +259,7 @@ def _dead_letters(run: Run, manifest: Manifest, parts: Parts) -> list[str]:
     return [
         *lines,
         "",
-        f"All of them, with their records: `db.deadletters.find({{runId: {{$in: [{runs}]}}}})` in "
+        f"All of them, with their records: `db.{parts.vectors.letters_name}.find({{runId: {{$in: [{runs}]}}}})` in "
         f"`{parts.vectors.database}`.",
         "",
         "After a fix: `cryptique-rag replay --reason CODE`, or the deployment `replay`.",

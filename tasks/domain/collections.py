@@ -7,9 +7,10 @@ fields and indexes are its schema. The rest is ours.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.domain.rows import VectorForm
+if TYPE_CHECKING:  # who looks up a name need not wait for numpy
+    from tasks.domain.rows import VectorForm
 
 VECTORS, JOBS, STATS = "vectordocuments", "embeddingjobs", "embeddingstats"
 DEAD_LETTERS, CHECKPOINTS, STORE = "deadletters", "ragcheckpoints", "ragstore"

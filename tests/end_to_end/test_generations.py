@@ -151,6 +151,20 @@ def test_after_a_switch_all_flows_work_on_the_live_generation_and_say_so_in_thei
     assert told["reconcile", "next"] == 1
 
 
+def test_a_run_that_follows_the_live_generation_ends_when_another_one_is_live(
+    migrated: Pipeline, store: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(migrated)
+    monkeypatch.setattr("flows.ingest._POSITION_EVERY_S", 0.2)
+    with beside(lambda: migrated.complete(ingest, max_seconds=3_600)) as following:
+        under_way = {"metadata.tags": "ingest", "status": "processing"}
+        wait_for(lambda: migrated.store["embeddingjobs"].find_one(under_way), what="the run that follows")
+        switch("next", vectors=store, embedders=Embedders(LocalEmbedder()))
+        assert following.result(timeout=120)["read"] == 0
+    # One that is told its generation goes on with that.
+    assert migrated.complete(ingest, generation=FIRST, max_seconds=2)["read"] == 0
+
+
 # -- costs first ------------------------------------------------------------------------------------------------
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import re
 import signal
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from pydantic import SecretStr
 from pymongo.database import Database
 
+from blocks.vector_store import VectorStore
+from tasks.domain.generations import FIRST, Generation
+from tests.end_to_end.pipeline import comparable
 from tests.end_to_end.test_up import Place
 from tests.end_to_end.worker.work import BY_SHARD, ENDED, ROWS, Held, Record, documents, paid
 from tests.loopback.gemini import LoopbackGemini
@@ -56,6 +61,26 @@ def test_a_partition_whose_process_dies_is_taken_up_by_another_child(
     assert job["metadata"]["runIds"] != [dead]
     # Nobody is called for what mended itself; and a load that crashes next is told of, as a later test shows.
     assert slack.requests == []
+
+
+def test_child_runs_work_on_the_generation_of_their_load_whatever_is_live(
+    place: Place, undisturbed: dict[str, Record], empty: Database[Record]
+) -> None:
+    store = VectorStore(uri=SecretStr(place.standing["mongo_uri"]), database=empty.name, embedder="gemini")
+    first = Generation(FIRST, "gemini", "gemini-embedding-001", 64, "RETRIEVAL_DOCUMENT", "float32")
+    store.begin_generation(replace(first, name="next"), first=first, now=datetime.now(UTC))
+    parent = place.create_run("migrate", {**BY_SHARD, "child_runs": 2, "generation": "next"})
+    state = place.wait(parent, *ENDED)
+    assert state["type"] == "COMPLETED", state["message"]
+    built = {row["documentId"]: row for row in empty.vectordocuments_next.find({})}
+    assert comparable(built, "version") == undisturbed
+    assert documents(empty) == {}
+    jobs = list(empty.embeddingjobs.find({"metadata.tags": "partition"}))
+    assert sum(job["progress"]["processed"] for job in jobs) == ROWS
+    assert {job["metadata"]["choices"]["generation"] for job in jobs} == {"next"}
+    store.close()
+    for name in ("vectordocuments_next", "deadletters_next"):
+        empty.drop_collection(name)
 
 
 # -- pauses ------------------------------------------------------------------------------------------------------
