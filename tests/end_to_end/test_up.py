@@ -68,7 +68,7 @@ class Place:
         self.ask("PATCH", path, values).raise_for_status()
 
     def deployment(self, name: str) -> Record:
-        found: Record = self.read(f"/deployments/name/{name}/{name}")
+        found: Record = self.read(f"/deployments/name/{name.partition('-')[0]}/{name}")
         return found
 
     def create(self, name: str, parameters: Record) -> httpx.Response:
@@ -104,9 +104,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place = None
     try:
         place = Place(home, **SETTINGS)
-        # Its schedule would start it in the middle of a test.
-        ingest = place.deployment("ingest")
-        place.change(f"/deployments/{ingest['id']}/schedules/{ingest['schedules'][0]['id']}", active=False)
+        # Their schedules would start them in the middle of a test.
+        for name in ("ingest", "ingest-sites"):
+            found = place.deployment(name)
+            place.change(f"/deployments/{found['id']}/schedules/{found['schedules'][0]['id']}", active=False)
         yield place
     finally:
         if place is None or place.is_left:
