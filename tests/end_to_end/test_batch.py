@@ -251,6 +251,7 @@ def test_a_shard_with_few_new_texts_goes_the_ordinary_way_at_once(
     assert report["cost_usd"] == cost_of(report)
 
 
+@pytest.mark.long
 def test_a_text_that_several_shards_hold_is_in_one_job_and_the_others_wait_for_it(
     pipeline: Pipeline, service: Service, source_data: SourceData
 ) -> None:
@@ -276,6 +277,7 @@ def test_a_text_that_several_shards_hold_is_in_one_job_and_the_others_wait_for_i
     assert 0 < len(service.asked) <= 30
 
 
+@pytest.mark.long
 def test_a_shard_that_is_too_large_for_a_job_has_several(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:
@@ -291,6 +293,7 @@ def test_a_shard_that_is_too_large_for_a_job_has_several(
     assert Counter(map(shard_of, service.made)) == {0: 3, 1: 3, 2: 3}
 
 
+@pytest.mark.long
 def test_a_backfill_embeds_through_jobs_too(loaded: Pipeline, service: Service, ordinary: Ordinary) -> None:
     report = loaded.complete(backfill, **IN_BATCH)
     assert_stored_as_ever(loaded, service, ordinary, report)
@@ -329,6 +332,7 @@ def test_a_job_that_fails_three_times_ends_the_run_and_the_ordinary_way_pays_onl
     assert len(service.made) == 5
 
 
+@pytest.mark.long
 def test_what_a_job_does_not_answer_is_asked_for_in_the_ordinary_way_and_paid_for_at_its_price(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:
@@ -421,6 +425,7 @@ def test_a_service_that_takes_one_job_at_a_time_is_given_the_others_later(
 # -- budgets and quotas ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_at_its_budget_a_run_collects_what_it_submitted_and_goes_on_when_more_is_allowed(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:
@@ -494,6 +499,7 @@ def test_begun_in_batch_and_finished_in_the_ordinary_way_each_text_is_paid_for_o
     assert len(service.made) == 3
 
 
+@pytest.mark.long
 def test_begun_in_the_ordinary_way_and_finished_in_batch_each_text_is_paid_for_once(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:

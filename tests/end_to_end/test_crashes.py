@@ -485,6 +485,7 @@ def spending(pipeline: Pipeline) -> Record:
     return row
 
 
+@pytest.mark.long
 def test_a_run_whose_clock_is_set_back_lives_on_and_counts_into_the_right_day(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record], prefect_api: str, clock: Path
 ) -> None:
@@ -538,6 +539,7 @@ def test_a_run_that_died_with_its_clock_ahead_is_taken_up_and_its_spending_stays
     assert_nothing_is_left(pipeline)
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_is_taken_up_though_an_earlier_one_ended_when_the_clock_was_ahead(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record], prefect_api: str, clock: Path
 ) -> None:
@@ -613,6 +615,7 @@ def test_a_clock_that_is_ahead_sweeps_no_run_that_can_be_taken_up(
         assert pipeline.migrate(**BY_SHARD)["resumed_shards"] == 1
 
 
+@pytest.mark.long
 def test_a_dead_run_of_another_machine_whose_clock_was_ahead_is_not_alive_for_ever(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record]
 ) -> None:

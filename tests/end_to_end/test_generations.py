@@ -129,6 +129,7 @@ def test_a_generation_is_built_beside_the_live_one_switched_to_gone_back_from_an
     assert ask(store) == {256}
 
 
+@pytest.mark.long
 def test_after_a_switch_all_flows_work_on_the_live_generation_and_say_so_in_their_jobs(
     migrated: Pipeline, store: VectorStore
 ) -> None:
@@ -151,6 +152,7 @@ def test_after_a_switch_all_flows_work_on_the_live_generation_and_say_so_in_thei
     assert told["reconcile", "next"] == 1
 
 
+@pytest.mark.long
 def test_a_run_that_follows_the_live_generation_ends_when_another_one_is_live(
     migrated: Pipeline, store: VectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +313,7 @@ def test_the_live_generation_is_followed_while_another_is_built_and_both_have_wh
         assert comparable(documents(pipeline), *OF_THE_MODEL) == comparable(live, *OF_THE_MODEL)
 
 
+@pytest.mark.long
 def test_a_text_that_only_the_new_model_refuses_is_a_dead_letter_of_the_new_generation_alone(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:
@@ -333,6 +336,7 @@ def test_a_text_that_only_the_new_model_refuses_is_a_dead_letter_of_the_new_gene
 # -- going back -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_going_back_waits_for_no_slow_import(migrated: Pipeline, store: VectorStore) -> None:
     build(migrated)
     switch("next", vectors=store, embedders=Embedders(LocalEmbedder()))
@@ -437,6 +441,7 @@ def test_the_command_shows_costs_builds_compares_switches_goes_back_and_drops(
     assert not documents(migrated)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -129,6 +129,7 @@ def test_what_changes_beside_transactions_is_taken_over_by_the_next_run_of_inges
     require_nothing_to_do(filled)
 
 
+@pytest.mark.long
 def test_a_statistic_that_its_ring_forgets_stays_and_a_new_one_is_added(filled: Pipeline) -> None:
     """A day's figures can't be had again once the ring of the last days has moved on."""
     filled.migrate(sources=["daily_stats"])
@@ -153,6 +154,7 @@ def test_a_statistic_that_its_ring_forgets_stays_and_a_new_one_is_added(filled: 
     assert filled.complete(reconcile, sources=["daily_stats"])["orphaned"] == 0
 
 
+@pytest.mark.long
 def test_two_websites_that_hold_the_same_journey_have_one_each(filled: Pipeline) -> None:
     with_journeys = [row for row in filled.source["analytics"].find() if row.get("userJourneys")]
     stored_first = filled.migrate(sources=["user_journeys"])
