@@ -33,6 +33,7 @@ from tasks.domain.aggregates.scopes import UTC_ZONE, AggregateKey, PartialKey, S
 from tasks.domain.aggregates.storage import OutdatedPartialError
 from tasks.domain.aggregates.touched import touched_aggregates
 from tasks.domain.aggregates.units import Reading, Readings, Unit, UnitKey, in_batches
+from tasks.domain.errors import InputError
 from tasks.domain.manifests import Owner
 from tasks.domain.owners import Owners
 from tasks.domain.runs import Scope as RunScope
@@ -74,6 +75,14 @@ class FiguresReport:
             f"{self.written:,} documents written, {self.unchanged:,} unchanged, {self.removed:,} removed, "
             f"{self.documents:,} in all"
         )
+
+
+def require_figures(sources: Collection[str]) -> list[FiguresOf]:
+    """Return of which of the sources figures are made. Raises ``InputError`` if of none."""
+    found = [source for source in _TOPICS_OF if source in sources]
+    if not found:
+        raise InputError("figures are made of transactions and sessions: choose one of them, or documents=rows")
+    return found
 
 
 def bring_up_to_date(
