@@ -139,15 +139,17 @@ class AggregateStore:
             size = 0
             for key, one in found.items():
                 rows = list(_partial_rows(key, one.partials, max_bytes=max_bytes))
-                writes.append(DeleteMany({"unit": _unit_id(key), "_id": {"$nin": [row["_id"] for row in rows]}}))
+                if key in before:
+                    kept = [row["_id"] for row in rows]
+                    writes.append(DeleteMany({"unit": _unit_id(key), "_id": {"$nin": kept}}))
                 for row in rows:
                     writes.append(ReplaceOne({"_id": row["_id"]}, row, upsert=True))
                     size += len(row["body"])
                 if size > max_bytes or len(writes) > _IDS_AT_ONCE:
-                    self._open(PARTIALS).bulk_write(writes, ordered=True)
+                    self._open(PARTIALS).bulk_write(writes, ordered=False)
                     writes, size = [], 0
             if writes:
-                self._open(PARTIALS).bulk_write(writes, ordered=True)
+                self._open(PARTIALS).bulk_write(writes, ordered=False)
             self._replace(UNITS, [self._unit_row(key, unit) for key, unit in units.items()])
         return units
 
@@ -215,7 +217,7 @@ class AggregateStore:
             "zone": zone,
         }
         with self._errors("reading figures"):
-            rows = self._open(PARTIALS).find(named).sort([("day", 1), ("part", 1)]).batch_size(64)
+            rows = self._open(PARTIALS).find(named).sort([("day", 1), ("part", 1)])
             for day, parts in groupby(rows, key=lambda row: str(row["day"])):
                 yield (None if day == UNDATED else date.fromisoformat(day)), _read(topic, day, list(parts))
 

@@ -45,6 +45,7 @@ from tasks.domain.aggregates.subjects import (
     site_subject,
     team_subject,
 )
+from tasks.domain.aggregates.tallies import Tally
 from tasks.domain.aggregates.touched import touched_periods
 from tasks.domain.aggregates.transactions import TransactionDays, TransactionFigures
 from tasks.domain.aggregates.units import Reading, Readings, RowDigests, TransactionUnits, Unit, UnitKey
@@ -366,14 +367,11 @@ def _tell(telling: Telling, calendar: Calendar, moves: Moves, aggregates: Aggreg
     if telling.subject is None:
         deleted = aggregates.forget_scope(family, telling.scope, zone, telling.topics)
         return Written(deleted=deleted)
-    newcomers = count_newcomers(
-        (day, figures.senders if family == "transactions" else figures.visitors)
-        for day, figures in _days_of(telling, zone, aggregates)
-        if day is not None
-    )
+    days: set[date | None] = set()
+    newcomers = count_newcomers(_tallies(telling, zone, aggregates, days))
     wanted = set(telling.periods)
     if telling.everything:
-        wanted |= touched_periods(day for day, _ in _days_of(telling, zone, aggregates))
+        wanted |= touched_periods(days)
     wanted |= touched_periods(changed_days(telling.newcomers, newcomers))
     now = datetime.fromtimestamp(now_ms / 1000, UTC)
     saved = Written()
@@ -402,6 +400,16 @@ def _tell(telling: Telling, calendar: Calendar, moves: Moves, aggregates: Aggreg
     saved += aggregates.save_documents(made, zone, gone=gone, now=now)
     aggregates.save_scope(family, telling.scope, zone, seal=telling.seal, newcomers=newcomers)
     return saved
+
+
+def _tallies(
+    telling: Telling, zone: str, aggregates: AggregateStore, days: set[date | None]
+) -> Iterator[tuple[date, Tally]]:
+    """Yield who did something on each day of a scope; note all days that have rows."""
+    for day, figures in _days_of(telling, zone, aggregates):
+        days.add(day)
+        if day is not None:
+            yield day, figures.senders if telling.family == "transactions" else figures.visitors
 
 
 def _describe(topic: Topic, aggregate: Any, moves: Moves, campaign: TrackedCampaign | None) -> Document | None:
