@@ -73,7 +73,10 @@ def aggregate(
     if batch:
         require_batches(parts, child_runs=0)
     parts.vectors.require_model(parts.facts, replace=False, write=False)
-    prepare(parts, replace_model=False, loading=embed and not dry_run)
+    if embed and not dry_run:
+        prepare(parts, replace_model=False, loading=True)
+    else:
+        parts.vectors.initialise(parts.facts.dimensions)
     figures = bring_up_to_date(parts, of, time_zones=time_zones, forget_time_zones=forget_time_zones, rebuild=rebuild)
     if not embed:
         return Completed(message=str(figures), data={"figures": asdict(figures)})

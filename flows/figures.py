@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -154,7 +154,9 @@ class _Work:
         self._aggregates.note_described(key for key, unit in units.items() if not unit.described)
         return FiguresReport(
             rows=rows,
-            left_out=left_out + sum(unit.refused for key, unit in units.items() if key.topic != "moves"),
+            # On each zone's clocks a row is in some day: it is counted on one's.
+            left_out=left_out
+            + sum(unit.refused for key, unit in units.items() if key.topic != "moves" and key.zone == self._zones[0]),
             days=len(now),
             computed=len(changed),
             computed_rows=sum(reading.rows for _, reading in changed),
@@ -239,11 +241,12 @@ class _Work:
         periods = _by_scope(touched)
         tellings = []
         for family, scope in sorted(parts.keys() | known.keys() | periods.keys(), key=repr):
-            if family not in self._families:
+            told = (family, scope) in parts or (family, scope) in known
+            if family not in self._families or not told:
                 continue
             seal, newcomers = known.get((family, scope), ("", {}))
             made_of = parts.get((family, scope))
-            subject = find_subject(family, scope, owners, campaigns) if made_of else None
+            subject = find_subject(family, scope, made_of, owners, campaigns) if made_of else None
             campaign = campaigns.get(scope.part) if scope.kind == "campaign" else None
             wanted = seal_of(subject, campaign)
             chosen = frozenset(periods.get((family, scope), ()))
@@ -289,7 +292,13 @@ def _parts_of_scopes(
             team_id = team_of.get(scope.holder_id)
             if team_id is not None and len(sites[team_id]) > 1:
                 found.setdefault((topic, Scope.team(team_id)), []).append(scope)
-    return found
+    # A team's only chain is told with the team.
+    alone = [(topic, parts[0]) for (topic, scope), parts in found.items() if _is_team_of_chains(scope, parts)]
+    return {key: parts for key, parts in found.items() if key not in alone}
+
+
+def _is_team_of_chains(scope: Scope, parts: Sequence[Scope]) -> bool:
+    return scope.kind == "team" and len(parts) == 1 and parts[0].kind == "chain"
 
 
 def _by_scope(keys: Iterable[AggregateKey]) -> dict[tuple[str, Scope], set[Period]]:

@@ -312,8 +312,10 @@ def seal_of(subject: Subject | None, campaign: TrackedCampaign | None) -> str:
     return blake2b(repr((AGGREGATES_VERSION, subject, told)).encode(), digest_size=_SEAL_BYTES).hexdigest()
 
 
-def find_subject(family: str, scope: Scope, owners: Owners, campaigns: Mapping[str, TrackedCampaign]) -> Subject | None:
-    """Return whom the figures of a scope are about, or None where that has no owner any more."""
+def find_subject(
+    family: str, scope: Scope, parts: Sequence[Scope], owners: Owners, campaigns: Mapping[str, TrackedCampaign]
+) -> Subject | None:
+    """Return whom the figures of a scope, made of those parts, are about; None where that has no owner any more."""
     try:
         if scope.kind == "contract":
             contract = owners.by_contract_id.get(scope.holder_id)
@@ -329,9 +331,10 @@ def find_subject(family: str, scope: Scope, owners: Owners, campaigns: Mapping[s
             )
             if site_id is None:
                 return None
-            if scope.kind == "team":
-                return team_subject(scope.holder_id, site_id)
-            return chain_subject(scope.holder_id, site_id, None if scope.part == UNKNOWN_CHAIN else scope.part)
+            chains = [None if part.part == UNKNOWN_CHAIN else part.part for part in parts]
+            if scope.kind == "chain":
+                return chain_subject(scope.holder_id, site_id, chains[0])
+            return team_subject(scope.holder_id, site_id, chain=chains[0] if len(chains) == 1 else None)
         if scope.kind == "team":
             return team_subject(scope.holder_id, of="websites")
         site = owners.by_site_id.get(scope.holder_id)

@@ -22,7 +22,7 @@ from flows.reconcile import reconcile
 from tasks.domain.aggregates.periods import Period
 from tests.end_to_end.pipeline import Pipeline, Record, open_pipeline
 
-ROWS, SESSIONS = 160, 80
+ROWS, SESSIONS = 300, 80
 OF_FIGURES = ("ragfigureunits", "ragpartials", "ragfigurescopes", "ragaggregates")
 
 
@@ -102,7 +102,7 @@ def test_a_second_run_computes_and_writes_nothing(computed: Pipeline) -> None:
 def test_a_late_row_computes_its_day_alone_and_rewrites_only_the_periods_that_it_changes(computed: Pipeline) -> None:
     before = records(computed)
     row = dated(computed)
-    late = {**row, "_id": ObjectId(), "tx_hash": f"0x{7:064x}"}
+    late = {**row, "_id": ObjectId(), "tx_hash": f"0x{7:064x}", "from_address": "0x" + "9" * 40}
     computed.transactions.insert_one(late)
     report = compute(computed)
     assert report["computed"] == 1
@@ -190,7 +190,9 @@ def test_a_campaign_with_another_budget_tells_another_cost_and_no_day_is_compute
 def test_what_a_run_computed_before_it_died_is_described_by_the_next(
     computed: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed.transactions.insert_one({**dated(computed), "_id": ObjectId(), "tx_hash": f"0x{8:064x}"})
+    computed.transactions.insert_one(
+        {**dated(computed), "_id": ObjectId(), "tx_hash": f"0x{8:064x}", "from_address": "0x" + "9" * 40}
+    )
 
     def dies(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the process is gone")
@@ -236,7 +238,9 @@ def test_days_on_other_clocks_are_kept_until_they_are_forgotten(computed: Pipeli
     assert {key: row for key, row in both.items() if row["zone"] == "UTC"} == found
     assert len(both) > 1.5 * len(found)
     # Asked for once, it is followed.
-    computed.transactions.insert_one({**dated(computed), "_id": ObjectId(), "tx_hash": f"0x{9:064x}"})
+    computed.transactions.insert_one(
+        {**dated(computed), "_id": ObjectId(), "tx_hash": f"0x{9:064x}", "from_address": "0x" + "9" * 40}
+    )
     assert compute(computed)["computed"] == 2
     report = compute(computed, forget_time_zones=["America/St_Johns"])
     assert report["time_zones"] == ["UTC"]

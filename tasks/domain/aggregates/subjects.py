@@ -56,12 +56,24 @@ def chain_subject(team_id: str, site_id: str, chain: str | None) -> Subject:
     )
 
 
-def team_subject(team_id: str, site_id: str | None = None, *, of: str = "contracts") -> Subject:
+def team_subject(
+    team_id: str, site_id: str | None = None, *, of: str = "contracts", chain: str | None = None
+) -> Subject:
     """Return the subject of a whole team: of all its contracts, or ``of="websites"``.
 
     ``site_id`` is that of its transactions (``tasks/domain/owners.py``); without one it is the scope of the team.
+    ``chain`` is named where all of them are on one: then the chain has no documents of its own, which would say the
+    same once more.
     """
-    return Subject(Scope.team(team_id), team_id, site_id or team_scope(team_id), f"all {of} of the team")
+    known = find_chain(chain)
+    return Subject(
+        Scope.team(team_id),
+        team_id,
+        site_id or team_scope(team_id),
+        f"all {of} of the team{f' on {chain}' if chain else ''}",
+        (chain.lower(),) if chain else (),
+        known.chain_id if known else None,
+    )
 
 
 def site_subject(site: Site) -> Subject:
