@@ -277,7 +277,9 @@ def _row_lines(explained: ExplainedRow, record: ExplainedRecord, runs_url: str |
 
 def _computed_lines(computed: Mapping[str, Any] | None) -> Iterator[Line]:
     if computed is not None:
-        yield "computed from", f"{_cut(computed.get('rows'))} rows of {_listed(computed.get('collections'))}"
+        rows = computed.get("rows")
+        number = f"{rows:,}" if isinstance(rows, int) else "an unknown number of"
+        yield "computed from", f"{number} rows of {_listed(computed.get('collections') or 'unknown collections')}"
         for name, value in computed.items():
             if name not in ("rows", "collections"):
                 yield f"  {name}", value
