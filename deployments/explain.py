@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deployments.console import JsonOption, print_json, reported, say, wrong
+from deployments.console import JsonOption, print_json, quiet_prefect, reported, say, wrong
 from tasks.domain.texts import clean_text
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def explain(
 
     Example: cryptique-rag explain 0x58100743187d1577025dfaf3f91fb493beff7b00f71c76adca61f183a48cb0e0
     """
-    with reported():
+    with reported(), quiet_prefect():
         found, runs_url = _find(asked, generation)
         for note in found.notes:
             say(f"note: {note}")
@@ -259,8 +259,6 @@ def _row_lines(explained: ExplainedRow, record: ExplainedRecord, runs_url: str |
         yield "  …", f"{len(standing.differences) - _SHOWN_DIFFERENCES:,} more fields differ: --json has them"
     yield "_id", row["_id"]
     yield "text", row.get("content")
-    facts = (row.get("metadata") or {}).get("facts")
-    yield "facts", _cut(facts, _SHOWN_FACTS_CHARS) if facts else None
     yield from _computed_lines(explained.computed_from)
     yield "chunk", f"{lineage.get('ordinal', 0) + 1} of {lineage.get('chunks', 1)}, chunker {lineage.get('chunker')}"
     yield "describer", f"{record.source}, version {lineage.get('describer')}"
@@ -273,6 +271,8 @@ def _row_lines(explained: ExplainedRow, record: ExplainedRecord, runs_url: str |
     )
     hashes = ("contentHash", "rowHash", "sourceDigest")
     yield "hashes", ", ".join(f"{name} {_plain(row[name])}" for name in hashes if row.get(name))
+    facts = (row.get("metadata") or {}).get("facts")
+    yield "facts", _cut(facts, _SHOWN_FACTS_CHARS) if facts else None
 
 
 def _computed_lines(computed: Mapping[str, Any] | None) -> Iterator[Line]:
@@ -317,7 +317,11 @@ def _print_line(name: str, value: str) -> None:
         _print(head + value)
         return
     width = max(_LEAST_WIDTH, shutil.get_terminal_size().columns)
-    _print(textwrap.fill(head + value, width, subsequent_indent=" " * len(head), drop_whitespace=True))
+    # An id or an address that is broken in two can't be copied.
+    folded = textwrap.TextWrapper(
+        width, subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
+    )
+    _print(folded.fill(head + value))
 
 
 def _print(line: str = "") -> None:

@@ -254,7 +254,9 @@ def _find_transactions(asked: AskedId, reading: _Reading) -> Iterator[_Subject]:
     collection = reading.records[_TRANSACTION].kind.collection
     for record_id in find_ids(reading.source, collection, spelt, limit=MOST_RECORDS + 1):
         yield _Subject(_TRANSACTION, record_id)
-    # One range of the index, of which only the keys are looked at.
+    if not asked.record_ids:
+        return  # a document id, which was looked up as it is
+    # One range of the index, of which only the keys are looked at: some three seconds in a million.
     stored = {"documentId": {"$regex": f"^{_TRANSACTION}:[^:]*:{asked.tx_hash}:"}}
     for row in read_rows(reading.store, stored, limit=_MOST_ROWS):
         yield _Subject(_TRANSACTION, row["sourceId"])
@@ -324,7 +326,7 @@ def _explain(subject: _Subject, reading: _Reading) -> ExplainedRecord:
         team_id=team_id,
         site_id=site_id,
         refused=now.refused,
-        letters=tuple(_explain_letters(subject, now, reading)),
+        letters=tuple(_explain_letters(subject, now, reading, held=bool(held_by))),
         rows=tuple(
             ExplainedRow(
                 row, _compare(row, made, now, reading.maker), jobs.get(row.get("runId", "")), computed_from(row)
@@ -357,11 +359,12 @@ def _find_jobs(run_ids: Iterable[str], source: str, store: VectorStore) -> dict[
     return found
 
 
-def _explain_letters(subject: _Subject, now: _Now, reading: _Reading) -> Iterator[ExplainedLetter]:
+def _explain_letters(subject: _Subject, now: _Now, reading: _Reading, *, held: bool) -> Iterator[ExplainedLetter]:
     plural = next((plural for plural, name in PLURALS.items() if name == subject.source), subject.source)
     refused = None if now.refused is None else now.refused.code
     for letter in read_letters(reading.store, [subject.source], [subject.record_id]):
-        yield ExplainedLetter(letter, what_to_do(letter, plural, in_source=now.in_source, refused=refused))
+        to_do = what_to_do(letter, plural, in_source=now.in_source, refused=refused, held=held)
+        yield ExplainedLetter(letter, to_do)
 
 
 def _look_elsewhere(subject: _Subject, store: VectorStore, state: str) -> Elsewhere:

@@ -124,10 +124,13 @@ def find_differences(stored: Mapping[str, Any], now: Mapping[str, Any], beneath:
             yield Difference(f"{beneath}{name}", before, after)
 
 
-def what_to_do(letter: Mapping[str, Any], plural: str, *, in_source: bool | None, refused: str | None) -> str:
+def what_to_do(
+    letter: Mapping[str, Any], plural: str, *, in_source: bool | None, refused: str | None, held: bool
+) -> str:
     """Return what becomes of a dead letter: who closed it, or how to.
 
-    ``in_source`` is whether its record is there, and ``refused`` the code with which describing refuses it now.
+    ``in_source`` is whether its record is there, ``refused`` the code with which describing refuses it now, and
+    ``held`` whether another record has its place in the store.
     """
     code = letter.get("code")
     if letter.get("status") != "open":
@@ -140,7 +143,7 @@ def what_to_do(letter: Mapping[str, Any], plural: str, *, in_source: bool | None
         return f"its record is gone from the source: {command} closes it"
     if refused is not None:
         return f"mend the record in the source (or the code that refuses it), then {command}"
-    if code == "duplicate_record":
+    if held:
         return f"delete one of the two records in the source, then {command}"
     if in_source is None:
         return f"once its source can be read: {command}"

@@ -71,24 +71,25 @@ def test_fields_that_describing_does_not_decide_are_no_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("in_source", "refused", "code", "says"),
+    ("in_source", "refused", "held", "says"),
     [
-        (True, "amount_unreadable", "amount_unreadable", "mend the record"),
-        (True, None, "amount_unreadable", "takes it through the stages again"),
-        (True, None, "duplicate_record", "delete one of the two"),
-        (False, None, "amount_unreadable", "gone from the source"),
-        (None, None, "amount_unreadable", "once its source can be read"),
+        (True, "amount_unreadable", False, "mend the record"),
+        (True, None, False, "takes it through the stages again"),
+        (True, None, True, "delete one of the two"),
+        (False, None, False, "gone from the source"),
+        (None, None, False, "once its source can be read"),
     ],
 )
 def test_an_open_dead_letter_names_the_command_that_closes_it(
-    in_source: bool | None, refused: str | None, code: str, says: str
+    in_source: bool | None, refused: str | None, held: bool, says: str
 ) -> None:
-    advice = what_to_do({"status": "open", "code": code}, "sessions", in_source=in_source, refused=refused)
+    letter = {"status": "open", "code": "amount_unreadable"}
+    advice = what_to_do(letter, "sessions", in_source=in_source, refused=refused, held=held)
     assert says in advice
-    assert f"`cryptique-rag replay --source sessions --reason {code}`" in advice
+    assert "`cryptique-rag replay --source sessions --reason amount_unreadable`" in advice
 
 
 def test_a_closed_dead_letter_needs_nothing() -> None:
     letter = {"status": "resolved", "code": "x", "resolvedBy": "run-7", "resolvedAt": datetime(2025, 1, 2, tzinfo=UTC)}
-    advice = what_to_do(letter, "sessions", in_source=True, refused=None)
+    advice = what_to_do(letter, "sessions", in_source=True, refused=None, held=False)
     assert advice == "nothing: it was closed by the run run-7 on 2025-01-02"
