@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deployments import explain, generations, jobs, runs
+from deployments import explain, figures, generations, jobs, runs
 from deployments.console import (
     WRONG_INPUT,
     JsonOption,
@@ -54,7 +54,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(generations.app, name="generations")
 app.command()(explain.explain)
-for _command in (runs.migrate, runs.ingest, runs.backfill, runs.replay, runs.reconcile):
+for _command in (runs.migrate, figures.aggregate, runs.ingest, runs.backfill, runs.replay, runs.reconcile):
     app.command()(_command)
 
 

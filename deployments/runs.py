@@ -24,6 +24,8 @@ from tasks.domain.registry import PLURALS
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flows.progress import Progress
 
 #: The fields of `migrate --json`, in order; programs rely on them.
@@ -75,8 +77,20 @@ class Rebuild(StrEnum):
     EVERYTHING = "everything"
 
 
+class StoredAs(StrEnum):
+    """What of the sources is stored."""
+
+    ROWS = "rows"
+    AGGREGATES = "aggregates"
+    BOTH = "both"
+
+
 def migrate(
     source: SourceOption = None,
+    documents: Annotated[
+        StoredAs,
+        typer.Option(help="What is stored: each row, the figures of days to all time made of them, or both."),
+    ] = StoredAs.ROWS,
     start: StartOption = None,
     end: EndOption = None,
     team: TeamOption = None,
@@ -109,6 +123,7 @@ def migrate(
     with reported(), quiet_prefect():
         parameters = {
             **_sources(source),
+            "documents": documents.value,
             **_scope(start, end, team, contract, limit),
             "shard_rows": shard_rows,
             "shards_in_flight": shards_in_flight,
@@ -356,6 +371,8 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     summary = {name: report[name] for name in SUMMARY_FIELDS}
     if report["dry_run"]:
         summary |= {name: report[name] for name in ("dry_run", "quota_seconds", "tier_seconds")}
+    if report.get("choices"):
+        summary["choices"] = report["choices"]
     return summary
 
 
@@ -403,5 +420,25 @@ def print_report(report: dict[str, Any]) -> None:
                 "what to do about one: `cryptique-rag explain` with its sourceId",
                 soft_wrap=True,
             )
+    if report.get("choices"):
+        _print_choices(console, report["choices"])
     if report["arrived"]:
         console.print(f"{report['arrived']:,} records arrived while it ran; the next run takes them.")
+
+
+def _print_choices(console: Console, choices: dict[str, dict[str, Any]]) -> None:
+    """Print what a dry run says of rows, of aggregates, and of both."""
+    from rich.table import Table
+
+    from flows.progress import duration
+
+    tiers = list(choices["both"]["tier_seconds"])
+    table = Table("", "records", "to write", "tokens", "cost", *tiers, title="What each choice would cost")
+    table.title_justify = "left"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for choice, told in choices.items():
+        times = (duration(told["tier_seconds"].get(tier, 0.0)) for tier in tiers)
+        counts = (f"{told[name]:,}" for name in ("read", "written", "tokens"))
+        table.add_row(choice, *counts, f"${told['cost_usd']:,.4f}", *times)
+    console.print(table)

@@ -123,7 +123,7 @@ def backfill(
 
     def run_one(name: str, budget: float | None) -> LoadReport:
         scope, began = scopes[name], time.monotonic()
-        work = work_fingerprint(scope, parts, shard_rows=0, rebuild=options.rebuild)
+        work = work_fingerprint(scope, parts.of_source(name), shard_rows=0, rebuild=options.rebuild)
         work += f"-{stored_describer}-{stored_model}"
         begun = was_begun(work, parts, resume=True)
         replaces = _require_stored(scope, parts, stored_describer, stored_model, begun=begun)

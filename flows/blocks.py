@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from prefect.blocks.core import Block
 
+from blocks.aggregates import StoredAggregates
 from blocks.embedders import fitted
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
@@ -18,6 +19,7 @@ from blocks.shards import ShardStore
 from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
+from tasks.domain.aggregates.records import AGGREGATES
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import TerminalError
 from tasks.domain.generations import FIRST, Generation
@@ -102,6 +104,18 @@ class Parts:
     slots: Slots
     gate: Gate | None = None
     stopping: Stopping = field(default_factory=Stopping)
+
+    def of_source(self, name: str) -> Parts:
+        """Return the parts with the database in which this source's records lie; those of figures are the store's."""
+        if name != AGGREGATES.name or isinstance(self.source, StoredAggregates):
+            return self
+        stored = StoredAggregates(
+            uri=self.vectors.uri,
+            database=self.vectors.database,
+            pseudonym_key=self.source.pseudonym_key,
+            application=self.source,
+        )
+        return replace(self, source=stored)
 
 
 def load_parts(*, retries: int, generation: str | Generation | None = None) -> Parts:

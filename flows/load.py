@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 from prefect import get_run_logger, task
@@ -47,6 +48,7 @@ _SHOWN_DIFFERENCES = 5
 LEAST_USD = 1e-9
 #: Sources whose records belong to a contract; all others belong to a website.
 _OF_CONTRACTS = frozenset({"transaction", "smart_contract"})
+_OF_BOTH = frozenset({"aggregate"})
 
 Kind = Literal["migrate", "backfill"]
 
@@ -85,8 +87,10 @@ def make_scope(
         window = Window(start, end)
     except ValueError as error:
         raise InputError(f"{error}: exchange them, or leave one out") from None
-    has_contracts = source in _OF_CONTRACTS
-    holders: Iterable[Holder] = (owners.by_contract_id if has_contracts else owners.by_site_id).values()
+    has_contracts = source in _OF_CONTRACTS or source in _OF_BOTH
+    holders: Iterable[Holder] = () if source in _OF_CONTRACTS else owners.by_site_id.values()
+    if has_contracts:
+        holders = chain(owners.by_contract_id.values(), holders)
     known_teams = {holder.team_id for holder in holders}
     unknown = [team for team in teams if team not in known_teams]
     if unknown:
@@ -108,6 +112,7 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
     Pauses while the day's quota is spent or its batch jobs run, and where the run's budget is spent
     (``flows/pauses.py``). Raises ``WorkTakenError`` while another run is at the same work.
     """
+    parts = parts.of_source(scope.source)
     work = work_fingerprint(scope, parts, shard_rows=options.shard_rows, rebuild=options.rebuild)
     resume, prepared = options.resume, False
     while True:
@@ -348,6 +353,7 @@ def _reconcile(
 
 def rehearse(scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> LoadReport:
     """Return what a load would do: read, describe and compare, but embed and write nothing."""
+    parts = parts.of_source(scope.source)
     run = new_run(scope, parts, bulk=True, rebuild=options.rebuild)
     rehearsal = Rehearsal(batch=options.batch)
     try:

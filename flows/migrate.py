@@ -14,6 +14,7 @@ from pydantic import Field
 from blocks.memory import limit_heaps
 from flows.batches import DEFAULT_POLL_S, require_batches
 from flows.blocks import load_parts
+from flows.figures import bring_up_to_date, require_figures
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.load import LoadOptions, load, load_each, make_scope, rehearse
 from flows.parameters import (
@@ -23,6 +24,7 @@ from flows.parameters import (
     Budget,
     ChildRuns,
     ContractIds,
+    Documents,
     DryRun,
     End,
     GenerationName,
@@ -36,7 +38,7 @@ from flows.parameters import (
     names_of,
     run_name,
 )
-from flows.report import LoadReport, message_of
+from flows.report import LoadReport, choices_of, message_of, publish_choices
 from flows.stages import task_runner
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 from tasks.policy import DEFAULT_RETRIES
@@ -52,6 +54,7 @@ from tasks.policy import DEFAULT_RETRIES
 )
 def migrate(
     sources: Sources = TRANSACTIONS,
+    documents: Documents = "rows",
     start: Start = None,
     end: End = None,
     teams: TeamIds = [],  # noqa: B006
@@ -80,9 +83,12 @@ def migrate(
     run that was cut off goes on at its first unfinished shard. Ends as completed when every record is written,
     unchanged or a dead letter with its reason; fails, with what to do, when source and store differ. Pauses by itself
     while the day's quota is spent, and with ``batch`` while its jobs run. The result has the fields of ``LoadReport``.
-    Several sources are gone through one after the other, each with a job of its own.
+    Several sources are gone through one after the other, each with a job of its own. With ``documents`` their figures
+    are brought up to date first, as ``aggregate`` does, and stored beside the rows or in their place: what was stored
+    before stays. A dry run with ``both`` tells the cost of each choice.
     """
     limit_heaps()
+    figures_of = require_figures(sources) if documents != "rows" else []
     parts = load_parts(retries=retries, generation=generation)
     options = LoadOptions(
         shard_rows=shard_rows,
@@ -97,11 +103,15 @@ def migrate(
     )
     if batch:
         require_batches(parts, child_runs=child_runs)
+    chosen = [*(["aggregates"] if figures_of else []), *(sources if documents != "aggregates" else [])]
     scopes = {
         name: make_scope(parts.owners, start=start, end=end, teams=teams, contracts=contracts, limit=limit, source=name)
-        for name in names_of(sources)
+        for name in names_of(chosen)
     }
     parts.vectors.require_model(parts.facts, replace=replace_model, write=False)
+    if figures_of:
+        parts.vectors.initialise(parts.facts.dimensions, loading=not dry_run)
+        get_run_logger().info("figures: %s", bring_up_to_date(parts, figures_of))
 
     def run_one(name: str, budget: float | None) -> LoadReport:
         scope, began = scopes[name], time.monotonic()
@@ -111,4 +121,7 @@ def migrate(
         return load("migrate", scope, parts, replace(options, budget_usd=budget), began=began)
 
     report = load_each(list(scopes), run_one, budget_usd=budget_usd)
-    return Completed(message=message_of(report), data=asdict(report))
+    choices = choices_of(report) if dry_run else {}
+    if choices:
+        publish_choices(choices)
+    return Completed(message=message_of(report), data=asdict(report) | ({"choices": choices} if choices else {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,6 +21,7 @@ SourceName = Literal[
     "campaigns",
     "analytics",
     "user_journeys",
+    "aggregates",
     "monthly_stats",
     "weekly_stats",
     "daily_stats",
@@ -33,6 +34,15 @@ TRANSACTIONS: list[SourceName] = ["transactions"]
 assert get_args(SourceName) == tuple(PLURALS)
 
 Sources = Annotated[list[SourceName], Field(min_length=1, description="Which sources; each is gone through by itself.")]
+#: ``rows``: each record. ``aggregates``: exact figures of days to all time, made of them. ``both``.
+StoredAs = Literal["rows", "aggregates", "both"]
+Documents = Annotated[
+    StoredAs,
+    Field(
+        description="What of the sources is stored: each row, the figures of days, weeks, months and all time made of "
+        "them (transactions and sessions have such), or both."
+    ),
+]
 Start = Annotated[datetime | None, Field(description="First block time to take, UTC; none: from the first.")]
 End = Annotated[datetime | None, Field(description="First block time not to take, UTC; none: to the last.")]
 TeamIds = Annotated[list[ObjectIdText], Field(description="Only these teams' records, by id; none: all.")]
@@ -68,7 +78,7 @@ GenerationName = Annotated[
 Retries = Annotated[int, Field(ge=0, le=10, description="How often a stage is tried again.")]
 
 
-def names_of(sources: Sequence[SourceName]) -> list[str]:
+def names_of(sources: Collection[str]) -> list[str]:
     """Return the names by which the stages know the sources, in the order in which they are loaded, each once."""
     return [name for plural, name in PLURALS.items() if plural in sources]
 

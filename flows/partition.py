@@ -107,6 +107,7 @@ def partition(
         or not is_alive(load, now=parts.vectors.read_time())
     ):
         return Completed(message="the load that started this run has ended", data=0)
+    parts = parts.of_source(load["metadata"]["choices"]["scope"]["source"])
     plan = parts.store.read_plan(run_key)
     if plan is None:
         raise TerminalError(

@@ -161,6 +161,7 @@ def _reconcile(
     source: str, parts: Parts, heal: bool, remove_orphans: bool, shard_rows: int, budget_usd: float | None
 ) -> dict[str, Any]:
     """Compare, and mend, one source; return its counts of each kind and what was done, and what that cost."""
+    parts = parts.of_source(source)
 
     def select(run: Run) -> Selection:
         found = _compare_all(run, parts, shard_rows)

@@ -63,6 +63,7 @@ def load_records(
     afterwards with the same records where it was; with ``resume`` so does another run, after a failure or a kill.
     With ``thorough`` documents that a record doesn't make are looked for whatever else is found.
     """
+    parts = parts.of_source(scope.source)
     while True:
         parts.stopping.clear()
         origin = job_origin(kind, work, budgetUsd=budget_usd, scope=scope.to_record())
@@ -166,6 +167,7 @@ def rehearse_records(
 ) -> tuple[LoadReport, dict[str, int]]:
     """Return what taking the selected records through the stages would do; write nothing, embed nothing."""
     began = time.monotonic()
+    parts = parts.of_source(scope.source)
     run = new_run(scope, parts, rebuild=rebuild)
     rehearsal = Rehearsal()
     try:

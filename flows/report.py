@@ -27,6 +27,7 @@ _ARTIFACT_EVERY_S = 5.0
 _SHOWN_OWNERS = 50
 #: What the offline embedder's tokens would have cost.
 _REFERENCE_MODEL = "gemini-embedding-001"
+_AGGREGATE = "aggregate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,52 @@ def message_of(report: LoadReport) -> str:
             f"${report.cost_usd:.4f}{quota}"
         )
     return f"{report.written:,} written, {report.unchanged:,} unchanged, {rejects}, {report.removed:,} removed"
+
+
+def choices_of(report: LoadReport) -> dict[str, dict[str, Any]]:
+    """Return what a dry run of rows and aggregates says of each choice: ``rows``, ``aggregates`` and ``both``.
+
+    Empty where it was of one of the two alone.
+    """
+    by_source = report.by_source or {}
+    aggregates = by_source.get(_AGGREGATE)
+    if aggregates is None or len(by_source) == 1:
+        return {}
+    figures: dict[str, dict[str, Any]] = {"rows": {}, "aggregates": {}, "both": {}}
+    for name in ("read", "written", "tokens", "cost_usd"):
+        rows = sum(one[name] for source, one in by_source.items() if source != _AGGREGATE)
+        figures["rows"][name], figures["aggregates"][name] = rows, aggregates[name]
+        figures["both"][name] = rows + aggregates[name]
+    for choice, told in figures.items():
+        mine = [
+            one for source, one in by_source.items() if choice == "both" or (source == _AGGREGATE) == (choice[0] == "a")
+        ]
+        told["cost_usd"] = round(told["cost_usd"], 6)
+        told["quota_seconds"] = round(sum(one["quota_seconds"] or 0.0 for one in mine), 1)
+        tiers: Counter[str] = Counter()
+        for one in mine:
+            tiers.update(one["tier_seconds"] or {})
+        told["tier_seconds"] = dict(tiers)
+    return figures
+
+
+def publish_choices(choices: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put what each choice of a dry run would cost beside the run in the UI."""
+    tiers = list(choices["both"]["tier_seconds"])
+    lines = [
+        "# What each choice would cost",
+        "",
+        f"| | records | to write | tokens | cost | {' | '.join(tiers)} |",
+        f"|---|---|---|---|---|{'---|' * len(tiers)}",
+    ]
+    for choice, told in choices.items():
+        times = " | ".join(duration(told["tier_seconds"].get(tier, 0.0)) for tier in tiers)
+        lines.append(
+            f"| {choice} | {told['read']:,} | {told['written']:,} | {told['tokens']:,} | ${told['cost_usd']:,.4f} "
+            f"| {times} |"
+        )
+    with never_stopping("the table of choices"):
+        create_markdown_artifact("\n".join(lines), key="dry-run-choices", description="Rows, aggregates, or both")
 
 
 class Announcer:

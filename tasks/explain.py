@@ -16,12 +16,14 @@ import bson
 from bson import ObjectId
 from bson.codec_options import DatetimeConversion
 
+from blocks.aggregates import StoredAggregates
 from blocks.embedders import Embedders
 from blocks.lineage import find_ids, read_letters, read_rows
 from blocks.mongo import MongoSource
 from blocks.records import Records, open_records
 from blocks.tokens import count_tokens
 from blocks.vector_store import VectorStore
+from tasks.domain.aggregates.records import AGGREGATES
 from tasks.domain.chunks import ChunkSize, content_hash, split_text
 from tasks.domain.dead_letters import excerpt, record_key
 from tasks.domain.digests import SourceDigests
@@ -45,8 +47,6 @@ from tasks.domain.vectors import EmbedderFacts
 MOST_RECORDS = 50
 _MOST_ROWS = 1_000
 _TRANSACTION = "transaction"
-#: Its records are made by this pipeline and lie in the store's database.
-_AGGREGATE = "aggregate"
 #: Public data of a chain. Of other records nothing is shown but what their vectors say, which is nobody's name.
 _PUBLIC = frozenset({_TRANSACTION, "smart_contract"})
 _AWARE: bson.CodecOptions[Mapping[str, Any]] = bson.CodecOptions(
@@ -171,7 +171,7 @@ class _Maker:
 class _Reading:
     """Both databases, open at one generation; ``others`` are those beside it, and ``maker`` may say why there is none.
 
-    ``beside`` is the store's database, read as the source that aggregates are.
+    ``beside`` is the store's database, in which the records of aggregates lie.
     """
 
     source: MongoSource
@@ -195,7 +195,7 @@ class _Reading:
         others.sort(key=lambda one: (one.name != book.live, one.name))
         reading = cls(
             source=source,
-            beside=MongoSource(uri=vectors.uri, database=vectors.database),
+            beside=StoredAggregates(uri=vectors.uri, database=vectors.database, application=source),
             store=store,
             is_live=store.generation_name == book.live,
             others=[(vectors.at(one.name), one.state) for one in others],
@@ -207,7 +207,7 @@ class _Reading:
         closed: list[str] = []
         for plural, name in PLURALS.items():
             try:
-                reading.records[name] = open_records(reading.beside if name == _AGGREGATE else source, name)
+                reading.records[name] = open_records(reading.beside if name == AGGREGATES.name else source, name)
             except PipelineError as error:
                 closed.append(f"{plural.replace('_', ' ')} ({error})")
         if closed:

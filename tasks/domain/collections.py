@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # who looks up a name need not wait for numpy
 VECTORS, JOBS, STATS = "vectordocuments", "embeddingjobs", "embeddingstats"
 DEAD_LETTERS, CHECKPOINTS, STORE = "deadletters", "ragcheckpoints", "ragstore"
 INCIDENTS = "ragincidents"
+PARTIALS, AGGREGATES = "ragpartials", "ragaggregates"
+UNITS, SCOPES = "ragfigureunits", "ragfigurescopes"
 
 #: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
 LOOKUP_INDEX = "documentId_stored_as"
@@ -282,7 +284,114 @@ INCIDENT_BOOK = Collection(
     ),
 )
 
-COLLECTIONS = (VECTOR_DOCUMENTS, EMBEDDING_JOBS, EMBEDDING_STATS, DEAD_LETTER_BOX, RUN_CHECKPOINTS, INCIDENT_BOOK)
+_TOPICS = _one_of("transactions", "visits", "moves")
+
+#: What a team's or a website's rows of one day added up to, and whether documents tell it yet.
+FIGURE_UNITS = Collection(
+    UNITS,
+    _document(
+        ["topic", "ownerId", "day", "zone", "digest", "rows", "refused", "scopes", "described", "version"],
+        topic=_TOPICS,
+        ownerId=_TEXT,
+        day=_TEXT,
+        zone=_TEXT,
+        digest=_TEXT,
+        rows=_NUMBER,
+        refused=_NUMBER,
+        scopes={"bsonType": "array"},
+        described={"bsonType": "bool"},
+        version=_NUMBER,
+    ),
+    (),
+)
+
+#: Figures of one day of one scope, in parts that a document holds.
+PARTIAL_FIGURES = Collection(
+    PARTIALS,
+    _document(
+        ["unit", "topic", "holderId", "scope", "scopePart", "zone", "day", "part", "parts", "seal", "body"],
+        unit=_OBJECT_ID,
+        topic=_TOPICS,
+        holderId=_TEXT,
+        scope=_one_of("contract", "chain", "team", "site", "campaign"),
+        scopePart=_TEXT,
+        zone=_TEXT,
+        day=_TEXT,
+        part=_NUMBER,
+        parts=_NUMBER,
+        seal=_TEXT,
+        body={"bsonType": "binData"},
+    ),
+    (
+        _index("topic", "holderId", "scope", "scopePart", "zone", "day", "part", unique=True),
+        _index("unit"),
+    ),
+)
+
+#: What the documents of a scope were made with beside its figures, so that a change of it makes them again.
+FIGURE_SCOPES = Collection(
+    SCOPES,
+    _document(
+        ["family", "holderId", "scope", "scopePart", "zone", "seal", "newcomers"],
+        family=_one_of("transactions", "visits"),
+        holderId=_TEXT,
+        scope=_TEXT,
+        scopePart=_TEXT,
+        zone=_TEXT,
+        seal=_TEXT,
+        newcomers={"bsonType": "array"},
+    ),
+    (),
+)
+
+#: What whole periods are described as; loaded from here like any record.
+AGGREGATE_RECORDS = Collection(
+    AGGREGATES,
+    _document(
+        [
+            "key",
+            "sourceType",
+            "holderId",
+            "teamId",
+            "siteId",
+            "content",
+            "summary",
+            "metadata",
+            "zone",
+            "digest",
+            "updatedAt",
+        ],
+        key=_TEXT,
+        sourceType=_one_of(*SOURCE_TYPES),
+        holderId=_TEXT,
+        teamId=_OBJECT_ID,
+        siteId=_TEXT,
+        content=_TEXT,
+        summary=_TEXT,
+        metadata={"bsonType": "object"},
+        zone=_TEXT,
+        digest=_TEXT,
+        updatedAt=_DATE,
+    ),
+    (
+        _index("key", unique=True),
+        _index("zone", "holderId", "metadata.facts.scope"),
+        _index("zone", "metadata.facts.complete", "metadata.facts.window.end"),
+    ),
+)
+
+COLLECTIONS = (
+    VECTOR_DOCUMENTS,
+    EMBEDDING_JOBS,
+    EMBEDDING_STATS,
+    DEAD_LETTER_BOX,
+    RUN_CHECKPOINTS,
+    INCIDENT_BOOK,
+    FIGURE_UNITS,
+    PARTIAL_FIGURES,
+    FIGURE_SCOPES,
+    AGGREGATE_RECORDS,
+)
 
 VECTOR_INDEX = "vector_index"
 VECTOR_FILTERS = (

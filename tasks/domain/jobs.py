@@ -14,7 +14,7 @@ from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run
 from tasks.domain.vectors import EmbedderFacts
 
-Kind = Literal["migrate", "partition", "ingest", "backfill", "replay", "reconcile"]
+Kind = Literal["migrate", "partition", "ingest", "backfill", "replay", "reconcile", "aggregate"]
 Status = Literal["pending", "processing", "completed", "failed", "cancelled", "retrying"]
 
 #: The schema's limits; sizes there are characters, ours are tokens of about four.
@@ -28,6 +28,7 @@ _JOB_TYPES: dict[Kind, str] = {
     "backfill": "reprocessing",
     "replay": "reprocessing",
     "reconcile": "batch_update",
+    "aggregate": "batch_update",
 }
 
 

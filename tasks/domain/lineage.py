@@ -141,6 +141,8 @@ def what_to_do(
     command = f"`cryptique-rag replay --source {plural} --reason {code}`"
     if in_source is False:
         return f"its record is gone from the source: {command} closes it"
+    if refused is not None and plural == "aggregates":
+        return f"`cryptique-rag aggregate` makes the record again; then {command}"
     if refused is not None:
         return f"mend the record in the source (or the code that refuses it), then {command}"
     if held:

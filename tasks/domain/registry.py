@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tasks.domain import granular_events, sessions, user_journeys
+from tasks.domain.aggregates.records import AGGREGATES
 from tasks.domain.analytics import ANALYTICS
 from tasks.domain.campaigns import CAMPAIGNS
 from tasks.domain.smart_contracts import SMART_CONTRACTS
@@ -17,6 +18,7 @@ _SOURCES = {
     source.name: source
     for source in (
         TRANSACTIONS,
+        AGGREGATES,
         ANALYTICS,
         HOURLY_STATS,
         DAILY_STATS,
@@ -40,6 +42,7 @@ PLURALS = {
     "campaigns": "campaign",
     "analytics": "analytics",
     "user_journeys": "user_journey",
+    "aggregates": "aggregate",
     "monthly_stats": "monthly_stats",
     "weekly_stats": "weekly_stats",
     "daily_stats": "daily_stats",

@@ -61,7 +61,7 @@ _UNLABELLED = re.compile(r"^unlabell?ed contract\b", re.IGNORECASE)
 
 def describe_transaction(transaction: Transaction) -> Document:
     """Return the document of a transaction. Pure: the same transaction gives the same document, to the byte."""
-    action = _action(transaction)
+    action = find_transaction_action(transaction)
     place = _place(transaction)
     quantity = _quantity(transaction)
     when = _moment(transaction.block_time_ms)
@@ -92,7 +92,8 @@ def describe_transaction(transaction: Transaction) -> Document:
     )
 
 
-def _action(transaction: Transaction) -> Action:
+def find_transaction_action(transaction: Transaction) -> Action:
+    """Return what a transaction did: its words, and its category, by which figures count it."""
     if transaction.creates_contract:
         return actions.DEPLOYED
     if transaction.is_transfer:
@@ -115,7 +116,7 @@ def _action(transaction: Transaction) -> Action:
 
 
 @lru_cache(maxsize=65_536)
-def _shown_name(name: str | None) -> str | None:
+def shown_name(name: str | None) -> str | None:
     """Return a contract's name without the address that labellers append; None where it has no name."""
     if not name or _UNLABELLED.match(name):
         return None
@@ -123,7 +124,7 @@ def _shown_name(name: str | None) -> str | None:
 
 
 def _place(transaction: Transaction) -> str:
-    name = _shown_name(transaction.contract_name)
+    name = shown_name(transaction.contract_name)
     kind = "staking contract" if transaction.contract_type == ESCROW else None
     if name is None:
         name = f"an unlabelled {kind or 'contract'}"

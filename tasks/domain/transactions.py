@@ -281,6 +281,11 @@ def parse_block_time(raw: object) -> int | None:
     return None if raw is None or raw == "" else _milliseconds(raw)
 
 
+def parse_address(raw: object) -> str | None:
+    """Return a lower-case address of any of its forms, or None where it is missing or none."""
+    return raw if isinstance(raw, str) and _WHOLE_ADDRESS.fullmatch(raw) else _address(raw, "", [])
+
+
 def _block_time(raw: object, now_ms: int) -> int | None:
     if raw is None or raw == "":
         return None

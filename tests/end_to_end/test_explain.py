@@ -21,6 +21,7 @@ from deployments.sample import load_sample
 from deployments.sample_sites.loading import load_visits
 from deployments.sample_sites.visits import PERSONAL_MARKS, sample_user_ids, sample_visits
 from flows import jobs
+from flows.aggregate import aggregate
 from flows.generations import build_generation
 from flows.ingest import ingest
 from flows.parameters import SourceName
@@ -227,11 +228,10 @@ def test_a_job_that_expired_is_said_to_have(migrated: Pipeline, command: Command
     ["0" * 24, f"0x{'0' * 64}", "transaction:nobody:nothing:0", f"session:{'0' * 24}", "what is this", ".*", "12", ""],
 )
 def test_an_id_that_is_nowhere_is_wrong_input_and_told_what_ids_there_are(command: Command, asked: str) -> None:
-    for how in ((), ("--json",)):
-        result = command(asked, *how)
-        assert (result.exit_code, result.stdout) == (WRONG_INPUT, "")
-        assert "is nowhere" in result.stderr
-        assert "a documentId, with or without its ordinal" in result.stderr
+    result = command(asked, "--json")
+    assert (result.exit_code, result.stdout) == (WRONG_INPUT, "")
+    assert "is nowhere" in result.stderr
+    assert "a documentId, with or without its ordinal" in result.stderr
 
 
 # -- whether a row is current -----------------------------------------------------------------------------------------
@@ -419,40 +419,40 @@ def test_the_live_generation_is_read_and_others_are_named(migrated: Pipeline, co
 
 
 def test_an_aggregate_says_what_it_was_computed_from(migrated: Pipeline, command: Command) -> None:
-    like = migrated.store["vectordocuments"].find_one({"documentId": {"$regex": "^transaction:"}})
-    assert like is not None
-    read = {"collections": ["transactions"], "rows": 1_234, "digest": "5ca1ab1e", "newestRecord": str(like["sourceId"])}
-    facts = {
-        "aggregate": True,
-        "scope": "contract",
-        "contractId": "contract_9",
-        "period": "month",
-        "label": "2025-06",
-        "timeZone": "Europe/Berlin",
-        "computedFrom": read,
-        "figures": {"transactions": 1_230},
-    }
-    record_id = ObjectId()
-    document_id = "aggregate:contract_9:transactions:month:2025-06"
-    row = {**like, "_id": record_id, "sourceId": record_id, "documentId": f"{document_id}:0"}
-    row["metadata"] = {**like["metadata"], "facts": facts}
-    migrated.store["vectordocuments"].insert_one(row)
-    (document,) = the_record(command, document_id)["documents"]
-    named = {name: facts[name] for name in ("scope", "contractId", "period", "label", "timeZone")}
-    assert document["computedFrom"] == {**named, **read}
-    lines = lines_of(command, document_id)
+    migrated.complete(aggregate, of=["transactions"])
+    of_contracts = {"documentId": {"$regex": "^aggregate:"}, "metadata.facts.scope": "contract"}
+    row = migrated.store["vectordocuments"].find_one({**of_contracts, "metadata.facts.period": "month"})
+    assert row is not None
+    facts = row["metadata"]["facts"]
+    stored = migrated.store["ragaggregates"].find_one({"_id": row["sourceId"]})
+    assert stored is not None
+    for asked in (stored["key"], row["documentId"], row["_id"], f"aggregates:{stored['_id']}"):
+        told = the_record(command, asked)
+        assert (told["source"], told["recordId"]) == ("aggregate", str(stored["_id"]))
+    assert (told["place"], told["inSource"]) == (f"{migrated.store.name}.ragaggregates", True)
+    (document,) = told["documents"]
+    assert document["standing"]["state"] == "current"
+    read = facts["computedFrom"]
+    computed = document["computedFrom"]
+    for name in ("scope", "contractId", "period", "label", "timeZone"):
+        assert computed[name] == facts[name]
+    assert (computed["rows"], computed["digest"]) == (read["rows"], read["digest"])
+    assert computed["rows"] > 0
+    lines = lines_of(command, row["documentId"])
     for expected in (
-        "computed from 1,234 rows of transactions",
+        f"computed from {read['rows']:,} rows of transactions",
+        "scope contract",
         "period month",
-        "label 2025-06",
-        "timeZone Europe/Berlin",
-        "digest 5ca1ab1e",
+        f"label {facts['label']}",
+        "timeZone UTC",
+        f"digest {read['digest']}",
     ):
         assert expected in lines
     # What says less of itself is told as far as it goes.
     for less in ({"aggregate": True}, {"computedFrom": "rows"}, {}):
-        migrated.store["vectordocuments"].update_one({"_id": record_id}, {"$set": {"metadata.facts": less}})
-        assert any(line.startswith("standing ") for line in lines_of(command, document_id))
+        migrated.store["vectordocuments"].update_one({"_id": row["_id"]}, {"$set": {"metadata.facts": less}})
+        assert states(the_record(command, row["documentId"])) == {"edited"}
+        assert any(line.startswith("standing edited") for line in lines_of(command, row["documentId"]))
 
 
 def test_a_document_that_this_pipeline_did_not_make_is_told_as_it_is(migrated: Pipeline, command: Command) -> None:

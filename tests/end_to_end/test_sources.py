@@ -20,7 +20,8 @@ from tasks.domain.sources import derived_id
 from tests.end_to_end.pipeline import Pipeline, Record
 
 ROWS, SESSIONS, EVENTS, JOURNEYS = 1_100, 400, 200, 60
-EVERYTHING: list[SourceName] = list(PLURALS)  # type: ignore[arg-type]
+#: All that lies in the application's database: aggregates are computed.
+EVERYTHING: list[SourceName] = [name for name in PLURALS if name != "aggregates"]  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -50,9 +51,9 @@ def require_nothing_to_do(pipeline: Pipeline) -> None:
 
 def test_every_record_of_every_source_is_written_or_refused_and_a_second_run_does_nothing(filled: Pipeline) -> None:
     report = filled.migrate(sources=EVERYTHING)
-    assert list(report["by_source"]) == list(PLURALS.values())
+    assert list(report["by_source"]) == [PLURALS[name] for name in EVERYTHING]
     stored = stored_by_source(filled)
-    assert stored.keys() == set(PLURALS.values())
+    assert stored.keys() == {PLURALS[name] for name in EVERYTHING}
     for source, one in report["by_source"].items():
         assert one["read"] == one["written"] + one["dead_lettered"], source
         assert one["written"] == stored[source], source

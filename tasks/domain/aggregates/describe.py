@@ -6,9 +6,11 @@ exact, names the few largest of each kind, shortens wallets to eight characters,
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any
 
 from tasks.domain.aggregates import figures as made
@@ -17,17 +19,13 @@ from tasks.domain.aggregates.compiling import Aggregate
 from tasks.domain.aggregates.figures import Facts
 from tasks.domain.aggregates.moves import Conversions, Moves, convert
 from tasks.domain.aggregates.periods import AGGREGATION_LEVELS, WEEKDAYS, Calendar, Period
-from tasks.domain.aggregates.scopes import AggregateKey, Topic
+from tasks.domain.aggregates.scopes import AggregateKey, Topic, record_id
 from tasks.domain.aggregates.storage import PARTIAL_VERSION
 from tasks.domain.aggregates.transactions import TransactionFigures
 from tasks.domain.aggregates.visits import VisitFigures
 from tasks.domain.amounts import plain, readable
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document
-from tasks.domain.sources import derived_id
 from tasks.domain.texts import split_words
-
-#: Goes into every vector's lineage. Raise it whenever a text or a fact changes for the same figures.
-AGGREGATES_VERSION = 1
 
 _SOURCE_TYPES: dict[Topic, str] = {
     "transactions": "transaction",
@@ -276,7 +274,7 @@ def _document(
     metadata["facts"] = _facts(topic, aggregate, figures, change, moves)
     return Document(
         source_type=_SOURCE_TYPES[topic],
-        source_id=str(derived_id(key)),
+        source_id=str(record_id(key)),
         key=key,
         holder_id=subject.scope.holder_id,
         team_id=subject.team_id,
@@ -349,8 +347,12 @@ def _conversions(aggregate: Aggregate[VisitFigures], moves: Moves) -> tuple[Conv
 def _moves_in(moves: Moves, period: Period, calendar: Calendar) -> Moves:
     if period.level == "all":
         return moves
-    start, end = (moment.timestamp() * 1000 for moment in calendar.window(period.first, period.end))
-    return Moves(tuple(move for move in moves.rows if start <= move.block_ms < end))
+    # They are sorted by time: of years of moves a day's are found without a look at the others.
+    first, end = (
+        bisect_left(moves.rows, moment.timestamp() * 1000, key=attrgetter("block_ms"))
+        for moment in calendar.window(period.first, period.end)
+    )
+    return Moves(moves.rows[first:end])
 
 
 def _steps(facts: Mapping[str, Any], conversions: str) -> list[str]:

@@ -39,7 +39,11 @@ def count_newcomers(days: Iterable[tuple[date, Tally]]) -> dict[date, int]:
 
 def newcomers_in(newcomers: Newcomers, period: Period) -> int:
     """Return how many were new in the period."""
-    return sum(count for day, count in newcomers.items() if period.holds(day))
+    if period.level == "all":
+        return sum(newcomers.values())
+    # A period has some days, a scope thousands.
+    days = map(date.fromordinal, range(period.first.toordinal(), period.end.toordinal()))
+    return sum(newcomers.get(day, 0) for day in days)
 
 
 def changed_days(before: Newcomers, after: Newcomers) -> set[date]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from hashlib import blake2b
+from typing import Any, Literal
+
+from bson import ObjectId
 
 from tasks.domain.aggregates.periods import Period
 from tasks.domain.documents import make_key
@@ -21,6 +25,9 @@ UNKNOWN_CHAIN = "unknown"
 #: The day of rows that have no time: they count towards all time, and towards no other period.
 UNDATED = "undated"
 UTC_ZONE = "UTC"
+#: Goes into every vector's lineage. Raise it whenever a text or a fact changes for the same figures.
+AGGREGATES_VERSION = 1
+_ID_HASH_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +101,18 @@ class AggregateKey:
         period = self.period
         parts = (self.topic, period.level, period.label, *self.scope.part_words, *zone)
         return make_key("aggregate", self.scope.holder_id, *parts)
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any], holder_id: str, zone: str) -> AggregateKey:
+        """Return the key of the document that has these facts."""
+        part = facts.get("chain") or facts.get("campaignId") or ""
+        return cls(facts["topic"], Scope(facts["scope"], holder_id, part), Period.from_label(facts["label"]), zone)
+
+
+def record_id(key: str) -> ObjectId:
+    """Return the ``_id`` of the record with this document key.
+
+    Its time is 1970, so these ids lie together, before those of all records that somebody made: a shard of another
+    source holds none of them.
+    """
+    return ObjectId(bytes(4) + blake2b(key.encode(), digest_size=_ID_HASH_BYTES).digest())

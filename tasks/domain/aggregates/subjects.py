@@ -9,7 +9,7 @@ from tasks.domain.aggregates.scopes import Scope
 from tasks.domain.chains import find_chain
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import ESCROW, Contract, Site, team_scope
-from tasks.domain.transaction_documents import MAX_NAME_CHARS, _shown_name
+from tasks.domain.transaction_documents import MAX_NAME_CHARS, shown_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def contract_subject(contract: Contract) -> Subject:
     assert contract.team_id is not None
     assert contract.site_id is not None
     kind = "staking contract" if contract.type == ESCROW else "contract"
-    name = _shown_name(contract.name)
+    name = shown_name(contract.name)
     words = f"an unlabelled {kind}" if name is None else f"{name} ({kind})" if contract.type == ESCROW else name
     chain = contract.chain
     return Subject(

@@ -28,7 +28,7 @@ from tasks.domain.aggregates.stakes import Stake, merge_stakes
 from tasks.domain.aggregates.tallies import WALLET_BYTES, Tally, add_up
 from tasks.domain.aggregates.volumes import Volume, merge_volumes
 from tasks.domain.owners import ESCROW
-from tasks.domain.transaction_documents import _action
+from tasks.domain.transaction_documents import find_transaction_action
 from tasks.domain.transactions import FAILED, PENDING, SUCCESS, Transaction
 
 #: The status of transactions that have none.
@@ -79,7 +79,7 @@ def read_row(transaction: Transaction, hour: int | None) -> Row:
     Its wallet is ``from_address`` (as on the wallet bridge), its recipient ``to_address`` where that is somebody else
     than the contract. The zero address is nobody: tokens come from it when they are minted.
     """
-    category = _action(transaction).category
+    category = find_transaction_action(transaction).category
     wallet, recipient = transaction.from_address, transaction.to_address
     if wallet == _ZERO_ADDRESS:
         wallet = None

@@ -160,7 +160,7 @@ def test_a_document_is_filed_under_its_key_for_its_owner() -> None:
 def test_documents_have_ids_of_their_own_that_never_change() -> None:
     ids = {document.source_id for document in everything()}
     assert len(ids) == len({document.key for document in everything()}) == len(everything())
-    assert transactions().source_id == "ea3be4455d56dba797e44648"
+    assert transactions().source_id == "000000008916ba8f6e0633fe"
 
 
 def test_every_figure_is_exact_in_the_facts() -> None:
