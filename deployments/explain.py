@@ -271,15 +271,17 @@ def _row_lines(explained: ExplainedRow, record: ExplainedRecord, runs_url: str |
     )
     hashes = ("contentHash", "rowHash", "sourceDigest")
     yield "hashes", ", ".join(f"{name} {_plain(row[name])}" for name in hashes if row.get(name))
-    facts = (row.get("metadata") or {}).get("facts")
-    yield "facts", _cut(facts, _SHOWN_FACTS_CHARS) if facts else None
+    facts = (row.get("metadata") or {}).get("facts") or {}
+    name = "facts" if explained.computed_from is None else "figures"
+    shown = facts if explained.computed_from is None else facts.get(name)
+    yield name, _cut(shown, _SHOWN_FACTS_CHARS) if shown else None
 
 
 def _computed_lines(computed: Mapping[str, Any] | None) -> Iterator[Line]:
     if computed is not None:
         rows = computed.get("rows")
-        number = f"{rows:,}" if isinstance(rows, int) else "an unknown number of"
-        yield "computed from", f"{number} rows of {_listed(computed.get('collections') or 'unknown collections')}"
+        number = f"{rows:,} row{'s' if rows != 1 else ''}" if isinstance(rows, int) else "an unknown number of rows"
+        yield "computed from", f"{number} of {_listed(computed.get('collections') or 'unknown collections')}"
         for name, value in computed.items():
             if name not in ("rows", "collections"):
                 yield f"  {name}", value

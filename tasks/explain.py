@@ -451,7 +451,9 @@ def _compare(row: Mapping[str, Any], made: Mapping[str, _Made], now: _Now, maker
         why = "something else than this pipeline changed it in the store: delete it, and `reconcile` writes it again"
         return Standing("edited", why, differences)
     if verdict is Verdict.UNCHANGED:
-        return Standing("current", "its record makes the same row now")
+        # Figures are not computed again here: what is compared is their record.
+        more = "; `cryptique-rag aggregate` looks whether its rows changed" if kind.name == AGGREGATES.name else ""
+        return Standing("current", f"its record makes the same row now{more}")
     if new.digest == row.get("sourceDigest"):
         # A run takes equal digests for equal rows, and skips the record.
         why = (

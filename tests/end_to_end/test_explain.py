@@ -440,7 +440,7 @@ def test_an_aggregate_says_what_it_was_computed_from(migrated: Pipeline, command
     assert computed["rows"] > 0
     lines = lines_of(command, row["documentId"])
     for expected in (
-        f"computed from {read['rows']:,} rows of transactions",
+        f"computed from {read['rows']:,} row{'s' if read['rows'] > 1 else ''} of transactions",
         "scope contract",
         "period month",
         f"label {facts['label']}",
