@@ -416,7 +416,9 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(f"Dead letters by reason: {reasons}", soft_wrap=True)
         if not dry:
             console.print(
-                f"Each with its record: db.deadletters.find({{runId: '{report['flow_run_id']}'}})", soft_wrap=True
+                f"Each with its record: db.deadletters.find({{runId: '{report['flow_run_id']}'}}); "
+                "what to do about one: `cryptique-rag explain` with its sourceId",
+                soft_wrap=True,
             )
     if report.get("choices"):
         _print_choices(console, report["choices"])

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from prefect import get_run_logger, runtime
 
+from blocks.code_version import read_code_version
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from flows.blocks import Parts, gated
@@ -61,6 +62,7 @@ def new_run(scope: Scope, parts: Parts, *, bulk: bool = False, rebuild: bool = F
         rebuild=rebuild,
         thorough=thorough,
         owners=parts.owners.digest(),
+        code_version=read_code_version(),
     )
 
 

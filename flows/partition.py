@@ -19,6 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed
 from pydantic import Field
 
+from blocks.code_version import read_code_version
 from blocks.memory import limit_heaps
 from blocks.records import open_records
 from blocks.vector_store import VectorStore
@@ -145,6 +146,7 @@ def _claim(load: dict[str, Any], number: int, parts: Parts) -> Job:
         may_have_written=again,
         rebuild=choices["rebuild"],
         owners=parts.owners.digest(),
+        code_version=read_code_version(),
     )
     kept = {name: choices[name] for name in ("claimedAt", "shardsInFlight")}
     origin = job_origin("partition", f"{work}-{run.key}-{number}", part=number)

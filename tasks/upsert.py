@@ -136,6 +136,7 @@ def _write(
             source_digest=row.source_digest,
             run_id=run.id,
             now=now,
+            code_version=run.code_version,
         )
 
     def changed(row: _Row, vector: Matrix | None) -> RowChange:
@@ -148,6 +149,7 @@ def _write(
             source_digest=row.source_digest,
             run_id=run.id,
             now=now,
+            code_version=run.code_version,
         )
         return RowChange(fields, seen=row.stored_row_hash, becomes=row.row_hash)
 

@@ -66,8 +66,13 @@ class DeadLetter:
             reason=error.reason,
             team_id=team_id,
             holder_id=holder_id,
-            record=bson.encode({name: _shortened(value) for name, value in without_personal(record).items()}),
+            record=bson.encode(excerpt(record)),
         )
+
+
+def excerpt(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may be kept and shown of a record: nothing personal, long values cut."""
+    return {name: _shortened(value) for name, value in without_personal(record).items()}
 
 
 def duplicate_letter(*, record_id: str, team_id: str, holder_id: str, key: str, twin: str, stage: str) -> DeadLetter:

@@ -153,10 +153,11 @@ def new_row(
     source_digest: bytes,
     run_id: str,
     now: datetime,
+    code_version: str = "",
 ) -> RawBSONDocument:
     """Return a whole row to insert."""
     head = bson.encode({"_id": row_id})[4:-1]
-    tail = _tail(content_hash, row_hash, source_digest, run_id, now, version=1, createdAt=now)
+    tail = _tail(content_hash, row_hash, source_digest, run_id, code_version, now, version=1, createdAt=now)
     return _joined(head, body[4:-1], _embedding(vector, form), tail)
 
 
@@ -170,10 +171,11 @@ def changed_fields(
     source_digest: bytes,
     run_id: str,
     now: datetime,
+    code_version: str = "",
 ) -> RawBSONDocument:
     """Return what ``$set`` takes to make a stored row this one; without a vector the stored one stays."""
     embedding = b"" if vector is None else _embedding(vector, form)
-    return _joined(body[4:-1], embedding, _tail(content_hash, row_hash, source_digest, run_id, now))
+    return _joined(body[4:-1], embedding, _tail(content_hash, row_hash, source_digest, run_id, code_version, now))
 
 
 def read_vector(stored: object) -> Matrix:
@@ -204,13 +206,23 @@ def _unit(numbers: Matrix) -> Matrix:
     return unit
 
 
-def _tail(content_hash: bytes, row_hash: bytes, source_digest: bytes, run_id: str, now: datetime, **more: Any) -> bytes:
+def _tail(
+    content_hash: bytes,
+    row_hash: bytes,
+    source_digest: bytes,
+    run_id: str,
+    code_version: str,
+    now: datetime,
+    **more: Any,
+) -> bytes:
+    # What wrote it is told beside what it is: a release that describes the same rewrites nothing.
     return bson.encode(
         {
             "contentHash": content_hash,
             "rowHash": row_hash,
             "sourceDigest": source_digest,
             "runId": run_id,
+            "codeVersion": code_version,
             "updatedAt": now,
             **more,
         }

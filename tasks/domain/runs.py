@@ -78,7 +78,7 @@ class Run:
     ``may_have_written`` says that rows of this work may be stored already: they count as written, not as found
     unchanged. With ``rebuild`` every text is embedded again, changed or not; with ``thorough`` every record's documents
     are looked at, and those that it doesn't make are removed. ``owners`` stands for the contracts and teams by which
-    records are given away.
+    records are given away. ``code_version`` is that of the code that writes its rows, empty where nobody said so.
     """
 
     key: str
@@ -92,6 +92,7 @@ class Run:
     thorough: bool = False
     owners: str = ""
     began_ms: int | None = None
+    code_version: str = ""
 
     @property
     def may_skip(self) -> bool:

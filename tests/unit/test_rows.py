@@ -61,6 +61,7 @@ def whole_row(form: VectorForm) -> dict[str, Any]:
         source_digest=b"d" * 16,
         run_id="run-1",
         now=NOW,
+        code_version="0.1.0+abc",
     )
     return bson.decode(row.raw, AWARE)
 
@@ -81,7 +82,7 @@ def test_a_new_row_decodes_to_the_fields_of_vectordocuments(form: VectorForm) ->
     assert row["status"] == "active"
     assert row["version"] == 1
     assert row["createdAt"] == row["updatedAt"] == NOW
-    assert row["runId"] == "run-1"
+    assert (row["runId"], row["codeVersion"]) == ("run-1", "0.1.0+abc")
     assert (row["contentHash"], row["rowHash"]) == (b"c" * 16, row_hash(body_of()))
     assert row["sourceDigest"] == b"d" * 16
     assert row["lineage"] == {
@@ -233,15 +234,18 @@ def test_a_change_without_a_vector_leaves_the_stored_one_and_its_birth() -> None
             source_digest=b"d" * 16,
             run_id="run-2",
             now=NOW,
+            code_version="0.2.0",
         ).raw,
         AWARE,
     )
     assert not {"_id", "embedding", "createdAt", "version"} & fields.keys()
+    assert fields["codeVersion"] == "0.2.0"
     assert fields.keys() == bson.decode(body).keys() | {
         "contentHash",
         "rowHash",
         "sourceDigest",
         "runId",
+        "codeVersion",
         "updatedAt",
     }
 
@@ -258,6 +262,7 @@ def test_a_change_with_a_vector_gives_the_fields_of_a_new_row_but_its_birth(form
         source_digest=b"d" * 16,
         run_id="run-1",
         now=NOW,
+        code_version="0.1.0+abc",
     )
     born = {"_id", "version", "createdAt"}
     assert bson.decode(fields.raw, AWARE) == {k: v for k, v in whole_row(form).items() if k not in born}
