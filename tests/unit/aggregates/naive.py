@@ -87,6 +87,13 @@ def hours_and_weekdays(moments: Iterable[int | None], zone: str) -> dict[str, An
     return {"hours": hours, "weekdays": weekdays, "busiestHours": busiest[:3]}
 
 
+def retained(name: str, now: set[str], before: set[str] | None) -> dict[str, Any]:
+    if before is None:
+        return {"of": None, name: None, "rate": None}
+    again = [one for one in before if one in now]
+    return {"of": len(before), name: len(again), "rate": share(len(again) * 100, len(before))}
+
+
 # volumes
 
 
@@ -258,6 +265,7 @@ def transaction_figures(
     figures["_volumes"] = {unit["unit"]: Decimal(unit["amount"]) for unit in volumes(moved)}
     figures["_entries"] = Counter(entry[0] for entry in moved)
     figures["_stakes"] = stakes
+    figures["_wallets"] = set(senders)
     return figures
 
 
@@ -298,6 +306,7 @@ def change_of_transactions(now: dict[str, Any], before: dict[str, Any] | None) -
     }
     gas_before = None if before is None else Decimal(before["gas"]["total"])
     changes["gas"] = change(Decimal(now["gas"]["total"]), gas_before)
+    changes["retained"] = retained("wallets", now["_wallets"], None if before is None else before["_wallets"])
     return {**changes, "volumes": change_of_volumes(now, before)}
 
 
@@ -339,8 +348,15 @@ def staking_figures(figures: dict[str, Any]) -> dict[str, Any]:
         "calls": sum(sum(stake["calls"].values()) for stake in stakes),
         "notDone": sum(stake["notDone"] for stake in stakes),
         "contracts": len(stakes),
+        "lockingWallets": len(stakers(figures, ("create_lock", "increase_amount"))),
+        "withdrawingWallets": len(stakers(figures, ("withdraw", "withdraw_early"))),
         "stakes": stakes,
     }
+
+
+def stakers(figures: dict[str, Any], kinds: tuple[str, ...]) -> set[str]:
+    calls = [row for found in figures["_stakes"].values() for row, took_effect in found if took_effect]
+    return wallets_of(row for row in calls if row.staking_type in kinds)
 
 
 def total(values: Iterable[Decimal]) -> Decimal:
@@ -393,6 +409,10 @@ def visit_figures(scope_visits: Sequence[Any], level: str, wanted: str, zone: st
     def count(field: str) -> Counter[str]:
         return Counter(getattr(session, field) for session in sessions if getattr(session, field) is not None)
 
+    def connected(field: str) -> Counter[str]:
+        with_wallet = [session for session in sessions if session.wallet is not None]
+        return Counter(getattr(session, field) for session in with_wallet if getattr(session, field) is not None)
+
     def visitors(keep: Callable[[Any], bool]) -> set[str]:
         return {session.visitor for session in sessions if session.visitor is not None and keep(session)}
 
@@ -431,6 +451,10 @@ def visit_figures(scope_visits: Sequence[Any], level: str, wanted: str, zone: st
         "devices": top_ten(count("device"), "device", "sessions"),
         "systems": top_ten(count("system"), "system", "sessions"),
         "browsers": top_ten(count("browser"), "browser", "sessions"),
+        "walletSources": top_ten(connected("source"), "source", "sessions"),
+        "walletCountries": top_ten(connected("country"), "country", "sessions"),
+        "walletTypes": top_ten(count("wallet_type"), "walletType", "sessions"),
+        "walletChains": top_ten(count("wallet_chain"), "chain", "sessions"),
         **hours_and_weekdays((session.start_ms for session in sessions), zone),
     }
     if level != "all":
@@ -441,6 +465,7 @@ def visit_figures(scope_visits: Sequence[Any], level: str, wanted: str, zone: st
                 firsts[session.visitor] = min(day, firsts.get(session.visitor, day))
         new = sum(label(day, level) == wanted for day in firsts.values())
         figures |= {"newVisitors": new, "returningVisitors": len(by_visitor) - new}
+    figures["_visitors"] = set(by_visitor)
     return figures
 
 
@@ -455,7 +480,9 @@ def change_of_visits(now: dict[str, Any], before: dict[str, Any] | None) -> dict
         "pageViews",
         "bounces",
     )
-    return {name: change(now[name], None if before is None else before[name]) for name in names}
+    changes = {name: change(now[name], None if before is None else before[name]) for name in names}
+    changes["retained"] = retained("visitors", now["_visitors"], None if before is None else before["_visitors"])
+    return changes
 
 
 def funnel_figures(
@@ -509,6 +536,15 @@ def funnel_figures(
         "_volumes": {unit["unit"]: Decimal(unit["amount"]) for unit in volumes(moved)},
         "_entries": Counter(entry[0] for entry in moved),
     }
+
+
+def return_on(cost: Decimal, currency: str | None, funnel: dict[str, Any]) -> dict[str, Any]:
+    """Return what a campaign brought in the currency of its cost, and the return in per cent."""
+    if currency not in funnel["_volumes"]:
+        return {"value": None, "roi": None}
+    value = funnel["_volumes"][currency]
+    percent = None if not cost else two_places(WIDE.divide(WIDE.multiply(WIDE.subtract(value, cost), 100), cost))
+    return {"value": text(value), "roi": percent}
 
 
 def change_of_funnel(

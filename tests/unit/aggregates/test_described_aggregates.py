@@ -257,9 +257,9 @@ def test_staking_tells_what_is_known_and_that_the_rest_is_not() -> None:
     assert document.key == f"aggregate:{ESCROW_ID}:staking:month:2022-05"
     assert document.content == (
         "Monthly figures, May 2022: staking, locked and withdrawn tokens, veToken (staking contract) on Ethereum. "
-        "4 staking calls, 0 failed or pending. Locked 2,000 tokens, withdrew 20 tokens and 1 unknown amount, "
-        "net change unknown. Calls: create lock 2, withdraw 2. Lock lengths of 30 to 365 days, average 197.5, "
-        "median 197.5."
+        "4 staking calls, 0 failed or pending. 1 wallet locked, 1 withdrew. Locked 2,000 tokens, withdrew 20 tokens "
+        "and 1 unknown amount, net change unknown. Calls: create lock 2, withdraw 2. Lock lengths of 30 to 365 days, "
+        "average 197.5, median 197.5."
     )
     (figures,) = facts(document)["figures"]["stakes"]
     assert (figures["net"], figures["netOfKnown"], figures["withdrawnUnknown"]) == (None, "1980", 1)
