@@ -15,7 +15,7 @@ from tasks.domain.errors import PipelineError
 
 #: Raise it whenever the same rows would give other partial figures: a new rule, a new category, another form in the
 #: store. Figures of another version are computed from the rows again.
-PARTIAL_VERSION = 2
+PARTIAL_VERSION = 1
 #: MongoDB takes documents of 16 MiB; a million wallets are 24 MB.
 MAX_PART_BYTES = 8_000_000
 

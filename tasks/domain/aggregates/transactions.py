@@ -127,8 +127,9 @@ class TransactionFigures:
 
     ``rows`` is how many records were read, ``doubled`` how many of them stood for a transaction that another record
     stands for already. ``categories`` count by category and status, ``senders`` and ``recipients`` by address,
-    ``lockers`` and ``withdrawers`` the calls that locked or withdrew staked tokens by wallet, ``volumes`` by unit ("" where an amount has none), ``stakes`` by escrow contract. ``digest`` stands for all that was
-    read: equal rows give equal digests, however they were grouped.
+    ``lockers`` and ``withdrawers`` the calls that locked or withdrew staked tokens by wallet, ``volumes`` by unit (""
+    where an amount has none), ``stakes`` by escrow contract. ``digest`` stands for all that was read: equal rows give
+    equal digests, however they were grouped.
     """
 
     rows: int
