@@ -306,6 +306,7 @@ def _facts(
         "aggregate": True,
         "topic": topic,
         "scope": scope.kind,
+        "subject": aggregate.subject.name,
         "period": period.level,
         "label": period.label,
         "timeZone": aggregate.calendar.zone,

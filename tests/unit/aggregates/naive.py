@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+from functools import cache
 from statistics import median
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -21,6 +22,7 @@ WIDE = Context(prec=500)
 UNKNOWN = "unknown"
 
 
+@cache
 def local(moment_ms: int, zone: str) -> datetime:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=moment_ms)).astimezone(ZoneInfo(zone))
 
@@ -29,6 +31,7 @@ def day_of(moment_ms: int | None, zone: str) -> date | None:
     return None if moment_ms is None else local(moment_ms, zone).date()
 
 
+@cache
 def label(day: date, level: str) -> str:
     return day.strftime({"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m", "all": "all"}[level])
 
@@ -208,7 +211,7 @@ def transaction_figures(
         status = status_of(group)
         took_effect = status not in ("failed", "pending")
         statuses[status] += 1
-        for category in {describe_transaction(row).metadata["category"] for row in group}:
+        for category in {category_of(row) for row in group}:
             categories[category] += 1
             failed_categories[category] += status == "failed"
         methods.update({row.method or row.selector or "" for row in group} - {""})
@@ -267,6 +270,12 @@ def transaction_figures(
     figures["_stakes"] = stakes
     figures["_wallets"] = set(senders)
     return figures
+
+
+@cache
+def category_of(row: Transaction) -> str:
+    category: str = describe_transaction(row).metadata["category"]
+    return category
 
 
 def any_gas(group: Iterable[Transaction]) -> bool:
@@ -536,6 +545,52 @@ def funnel_figures(
         "_volumes": {unit["unit"]: Decimal(unit["amount"]) for unit in volumes(moved)},
         "_entries": Counter(entry[0] for entry in moved),
     }
+
+
+def campaign_figures(visited: dict[str, Any], funnel: dict[str, Any], campaign: Any) -> dict[str, Any]:
+    """Return the figures of a campaign, with its cost where ``campaign`` is given and has one."""
+    figures = {name: figure for name, figure in funnel.items() if name[0] != "_" and name != "transactions"}
+    figures["conversions"] = funnel["transactions"]
+    names = (
+        "walletConnections",
+        "bounces",
+        "bouncesKnown",
+        "bounceRate",
+        "durationKnown",
+        "averageSeconds",
+        "topCountries",
+    )
+    figures |= {name: visited[name] for name in names}
+    if campaign is not None and campaign.cost is not None:
+        figures["cost"] = {
+            "amount": text(campaign.cost),
+            "currency": campaign.currency,
+            "perVisitor": share(campaign.cost, funnel["visitors"]),
+            "perWallet": share(campaign.cost, funnel["wallets"]),
+            "perTransactedWallet": share(campaign.cost, funnel["transactedWallets"]),
+            "perConversion": share(campaign.cost, funnel["transactions"]),
+            **return_on(campaign.cost, campaign.currency, funnel),
+        }
+    return figures
+
+
+def campaign_of(visit: Any, campaigns: Iterable[Any]) -> str | None:
+    """Return the campaign of a visit: by its utm_id, else by the campaign's list of sessions, else by its name."""
+
+    def same(one: str | None, other: str | None) -> bool:
+        return (one or "").strip().lower() == (other or "").strip().lower()
+
+    mine = [campaign for campaign in campaigns if campaign.site_id == visit.site_id]
+    fitting = [campaign for campaign in mine if visit.utm_id and same(campaign.utm_id, visit.utm_id)]
+    if not fitting:
+        fitting = [campaign for campaign in mine if visit.record_id in campaign.session_ids]
+    if not fitting and visit.utm_campaign:
+        named = [campaign for campaign in mine if same(campaign.utm_campaign, visit.utm_campaign)]
+        fitting = [campaign for campaign in named if not (visit.utm_id and campaign.utm_id)]
+    if len(fitting) > 1:
+        alike = [one for one in fitting if same(one.source, visit.utm_source) and same(one.medium, visit.utm_medium)]
+        fitting = alike if len(alike) == 1 else []
+    return fitting[0].campaign_id if fitting else None
 
 
 def return_on(cost: Decimal, currency: str | None, funnel: dict[str, Any]) -> dict[str, Any]:

@@ -221,29 +221,9 @@ def test_every_figure_of_a_campaign_is_that_of_its_own_visits(
         facts = describe_campaign(made, replace(CAMPAIGN, currency=currency), moves).metadata["facts"]
         visited = naive.visit_figures(mine, level, wanted, "UTC")
         assert visited is not None
-        expected = {**shown(funnel), "conversions": funnel["transactions"]}
-        del expected["transactions"]
-        names = (
-            "walletConnections",
-            "bounces",
-            "bouncesKnown",
-            "bounceRate",
-            "durationKnown",
-            "averageSeconds",
-            "topCountries",
-        )
-        expected |= {name: visited[name] for name in names}
-        if level == "all":
-            expected["cost"] = {
-                "amount": "1250.5",
-                "currency": currency,
-                "perVisitor": naive.share(Decimal("1250.50"), funnel["visitors"]),
-                "perWallet": naive.share(Decimal("1250.50"), funnel["wallets"]),
-                "perTransactedWallet": naive.share(Decimal("1250.50"), funnel["transactedWallets"]),
-                "perConversion": naive.share(Decimal("1250.50"), funnel["transactions"]),
-                **naive.return_on(Decimal("1250.50"), currency, funnel),
-            }
-        else:
+        campaign = replace(CAMPAIGN, currency=currency)
+        expected = naive.campaign_figures(visited, funnel, campaign if level == "all" else None)
+        if level != "all":
             earlier = naive.label_before(day, level)
             before = naive.funnel_figures(mine, rows, level, earlier, "UTC")
             change = naive.change_of_funnel(funnel, before, "conversions")
