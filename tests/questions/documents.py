@@ -56,12 +56,16 @@ def documents_of(golden: Golden, zones: Sequence[str] = UTC_ALONE, wanted: Wante
 
 
 def stored_of(documents: Iterable[Document]) -> Iterator[dict[str, Any]]:
-    """Yield each document as it comes back from ``vectordocuments``, whole in its first chunk; it has no embedding."""
+    """Yield each document as it comes back from ``vectordocuments``, whole in its first chunk; it has no embedding.
+
+    Of documents with one id the last is stored, as by an upsert.
+    """
     options: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
-    for document in documents:
+    by_id = {document_id(document.key, 0): document for document in documents}
+    for stored_id, document in by_id.items():
         head = encode_head(document)
         fields = bson.decode(struct.pack("<i", 4 + len(head) + 1) + head + b"\0", options)
-        yield {"documentId": document_id(document.key, 0), "content": document.content, **fields}
+        yield {"documentId": stored_id, "content": document.content, **fields}
 
 
 def row_documents(golden: Golden) -> Iterator[Document]:
