@@ -94,7 +94,7 @@ class Reader:
     def answer(self, question: Question) -> Any:
         """Return what the documents say. Raises ``UnansweredError`` where they don't."""
         found = self.find(question.look)
-        answers = [tuple(read(row["metadata"]["facts"], path) for path in question.read) for row in found]
+        answers = [tuple(_moment(read(row["metadata"]["facts"], path)) for path in question.read) for row in found]
         if question.choose == "count":
             return len(answers)
         if not answers:
@@ -221,6 +221,11 @@ def _scope(look: Look) -> str:
 def _begins_in(metadata: Mapping[str, Any], first: str, end: str) -> bool:
     start = metadata.get("timeframe", {}).get("start")
     return start is not None and first <= _utc(start).strftime("%Y-%m-%d") < end
+
+
+def _moment(value: Any) -> Any:
+    """Return a moment as one in UTC: a client may read it without its zone."""
+    return _utc(value) if isinstance(value, datetime) else value
 
 
 def _utc(moment: datetime) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from datetime import date
+from datetime import date, datetime
 from functools import cache
 from typing import Any
 
@@ -130,3 +130,16 @@ def test_a_document_that_says_no_window_answers_nothing() -> None:
     spoiled = deepcopy(row)
     del spoiled["metadata"]["timeframe"]
     assert put_all([asked], reader((spoiled,))).keys() == {1}
+
+
+def test_a_client_that_reads_moments_without_their_zone_gets_the_same_answers() -> None:
+    (asked,) = (question for question in QUESTIONS if question.number == 57)
+    rows = [deepcopy(row) for row in reads().find(asked.look)]
+    rows += [row for row in stored() if row["sourceType"] == "smart_contract"]
+    for row in rows:
+        for fields in (row["metadata"]["facts"], row["metadata"].get("timeframe", {})):
+            moments = {
+                name: value.replace(tzinfo=None) for name, value in fields.items() if isinstance(value, datetime)
+            }
+            fields.update(moments)
+    assert put_all([asked], reader(tuple(rows))) == {}
