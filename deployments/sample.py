@@ -489,7 +489,7 @@ def sample_transactions(rows: int, *, seed: int = 1) -> Iterator[Record]:
             contract = ownerless["-"]
         elif dirt == "contract_of_unknown_team":
             contract = ownerless["?"]
-        elif dirt in _STAGED:
+        elif dirt is not None and dirt in _STAGED:
             name, method_name = _STAGED[dirt]
             contract = next(known for known in _contracts() if known.name == name)
             # A small amount, a time, a reference, and every field of the call.
