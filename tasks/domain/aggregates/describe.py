@@ -100,7 +100,7 @@ def describe_staking(aggregate: Aggregate[TransactionFigures]) -> Document | Non
     stakes = aggregate.figures.stakes
     if not stakes:
         return None
-    facts = made.staking_figures(stakes)
+    facts = made.staking_figures(aggregate.figures)
     change = None
     if aggregate.period.level != "all":
         before = aggregate.before
@@ -108,7 +108,11 @@ def describe_staking(aggregate: Aggregate[TransactionFigures]) -> Document | Non
     sentences = [f"{_counted(facts['calls'], 'staking call')}, {facts['notDone']:,} failed or pending"]
     if len(stakes) > 1:
         sentences[0] += f", in {len(stakes)} staking contracts, whose tokens are not added"
-    else:
+    if facts["lockingWallets"] or facts["withdrawingWallets"]:
+        sentences.append(
+            f"{_counted(facts['lockingWallets'], 'wallet')} locked, {facts['withdrawingWallets']:,} withdrew"
+        )
+    if len(stakes) == 1:
         stake = facts["stakes"][0]
         sentences += _told(stake)
         if change is not None:
@@ -161,6 +165,7 @@ def describe_visits(aggregate: Aggregate[VisitFigures]) -> Document:
     if change is not None:
         names = ("sessions", "visitors", "wallets")
         sentences.append(_compared(aggregate, [(name, change[name]) for name in names]))
+        sentences.append(_came_again(aggregate, change["retained"]))
     return _document(
         "visits",
         aggregate,
@@ -217,6 +222,8 @@ def describe_campaign(aggregate: Aggregate[VisitFigures], campaign: TrackedCampa
         words = f"Cost {readable(Decimal(cost['amount']))} {cost['currency'] or 'of an unknown currency'}"
         if cost["perTransactedWallet"] is not None:
             words += f", {cost['perTransactedWallet']} for each wallet that transacted"
+        if cost["roi"] is not None:
+            words += f", return on it (ROI) {cost['roi']} %"
         sentences.append(words)
     if facts["bounceRate"] is not None:
         sentences.append(f"Bounce rate {facts['bounceRate']} %")
@@ -297,6 +304,7 @@ def _facts(
         "aggregate": True,
         "topic": topic,
         "scope": scope.kind,
+        "subject": aggregate.subject.name,
         "period": period.level,
         "label": period.label,
         "timeZone": aggregate.calendar.zone,
@@ -389,6 +397,14 @@ def _compared(
     if not told or previous is None:
         return ""
     return f"Compared with the {previous.level} before: {', '.join(told)}"
+
+
+def _came_again(aggregate: Aggregate[VisitFigures], retained: Facts) -> str:
+    previous = aggregate.period.previous()
+    if previous is None or not retained["of"]:
+        return ""
+    visitors = f"{retained['visitors']:,} of {_counted(retained['of'], 'visitor')}"
+    return f"Retention: {visitors} of the {previous.level} before came again ({retained['rate']} %)"
 
 
 def _difference(change: Facts) -> str:

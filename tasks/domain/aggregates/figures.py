@@ -100,12 +100,18 @@ def volume_figures(volumes: Mapping[str, Volume]) -> list[Facts]:
     ]
 
 
-def staking_figures(stakes: Mapping[str, Stake]) -> Facts:
-    """Return what was locked and withdrawn, contract by contract: their tokens differ, so they are never added."""
+def staking_figures(figures: TransactionFigures) -> Facts:
+    """Return what was locked and withdrawn, contract by contract: their tokens differ, so they are never added.
+
+    Wallets can be added: ``lockingWallets`` and ``withdrawingWallets`` are the distinct ones of all these contracts.
+    """
+    stakes = figures.stakes
     return {
         "calls": sum(sum(stake.calls.values()) for stake in stakes.values()),
         "notDone": sum(stake.not_done for stake in stakes.values()),
         "contracts": len(stakes),
+        "lockingWallets": len(figures.lockers),
+        "withdrawingWallets": len(figures.withdrawers),
         "stakes": [stake_figures(contract_id, stake) for contract_id, stake in _ordered_stakes(stakes)],
     }
 
@@ -163,6 +169,10 @@ def visit_figures(figures: VisitFigures, *, new_visitors: int | None) -> Facts:
         "devices": top_names(figures.devices, "device", "sessions"),
         "systems": top_names(figures.systems, "system", "sessions"),
         "browsers": top_names(figures.browsers, "browser", "sessions"),
+        "walletSources": top_names(figures.wallet_sources, "source", "sessions"),
+        "walletCountries": top_names(figures.wallet_countries, "country", "sessions"),
+        "walletTypes": top_names(figures.wallet_types, "walletType", "sessions"),
+        "walletChains": top_names(figures.wallet_chains, "chain", "sessions"),
         **_hours(figures.hours, figures.weekdays),
     }
     if new_visitors is not None:
@@ -198,7 +208,8 @@ def campaign_figures(
 ) -> Facts:
     """Return the figures of a campaign. Its cost is that of its whole life: a month of it has none.
 
-    The value is kept in the units that moved. They are no currency, so there is no return on the cost; what there is
+    The value is kept in the units that moved. Few of them are the currency of the cost: ``roi`` is the return in per
+    cent where one is, on its amount alone, and None elsewhere, because nothing here knows a price. What there always is
     is the cost of each wallet that transacted.
     """
     facts = funnel_figures(visits, conversions)
@@ -219,6 +230,8 @@ def campaign_figures(
             "perVisitor": average(Fraction(campaign.cost), len(visits.visitors)),
             "perWallet": average(Fraction(campaign.cost), len(visits.wallets)),
             "perTransactedWallet": average(Fraction(campaign.cost), conversions.wallets),
+            "perConversion": average(Fraction(campaign.cost), conversions.transactions),
+            **_return(campaign, conversions),
         }
     return facts
 
@@ -249,6 +262,7 @@ def change_of_transactions(
         "wallets": _change(now, before, lambda figures: len(figures.senders)),
         "newWallets": change(new_now, None if before is None else new_before),
         "gas": _change(now, before, lambda figures: Decimal(figures.gas_total)),
+        "retained": _retained("wallets", now.senders, None if before is None else before.senders),
         "volumes": _change_of_volumes(now.volumes, None if before is None else before.volumes),
     }
 
@@ -282,6 +296,7 @@ def change_of_visits(now: VisitFigures, before: VisitFigures | None, *, new_now:
         "wallets": _change(now, before, lambda figures: len(figures.wallets)),
         "pageViews": _change(now, before, lambda figures: figures.page_views),
         "bounces": _change(now, before, lambda figures: figures.bounced),
+        "retained": _retained("visitors", now.visitors, None if before is None else before.visitors),
     }
 
 
@@ -318,6 +333,26 @@ def average(total: int | Fraction, count: int) -> str | None:
 def _rounded(value: Fraction) -> str:
     # A fraction is rounded once, half to even; a quotient of decimals would have been rounded before.
     return plain(Decimal(round(value * 100)).scaleb(-2, SUMS))
+
+
+def _retained(name: str, now: Tally, before: Tally | None) -> Facts:
+    """Return how many of those of the period before came again; all are None where it has no rows."""
+    if before is None:
+        return {"of": None, name: None, "rate": None}
+    stayed = now.shared(before)
+    return {"of": len(before), name: stayed, "rate": rate(stayed, len(before))}
+
+
+def _return(campaign: TrackedCampaign, conversions: Conversions) -> Facts:
+    """Return what came back in the currency of the cost, and the return in per cent of the cost."""
+    volume = None if campaign.currency is None else conversions.volumes.get(campaign.currency)
+    if volume is None or campaign.cost is None:
+        return {"value": None, "roi": None}
+    earned = Fraction(volume.total) - Fraction(campaign.cost)
+    return {
+        "value": plain(volume.total),
+        "roi": _rounded(earned * 100 / Fraction(campaign.cost)) if campaign.cost else None,
+    }
 
 
 def _seconds(milliseconds: int) -> Decimal:

@@ -17,6 +17,9 @@ from tasks.domain.aggregates.volumes import SUMS
 from tasks.domain.amounts import plain
 from tasks.domain.staking import CREATE_LOCK, INCREASE_AMOUNT, INCREASE_UNLOCK_TIME, WITHDRAW, WITHDRAW_EARLY
 
+#: The calls that lock tokens, and those that take them out.
+LOCKS = (CREATE_LOCK, INCREASE_AMOUNT)
+WITHDRAWALS = (WITHDRAW, WITHDRAW_EARLY)
 _ZERO = Decimal(0)
 
 
@@ -48,13 +51,13 @@ class Stake:
             self.not_done += 1
             return
         self.calls[kind] = self.calls.get(kind, 0) + 1
-        if kind in (CREATE_LOCK, INCREASE_AMOUNT):
+        if kind in LOCKS:
             if amount is None:
                 self.locked_unknown += 1
             else:
                 self.locked_known += 1
                 self.locked = SUMS.add(self.locked, amount)
-        elif kind in (WITHDRAW, WITHDRAW_EARLY):
+        elif kind in WITHDRAWALS:
             if amount is None:
                 self.withdrawn_unknown += 1
             else:

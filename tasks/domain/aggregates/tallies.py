@@ -84,6 +84,10 @@ class Tally:
 
     __hash__ = None  # type: ignore[assignment]  # arrays have none
 
+    def shared(self, other: Tally) -> int:
+        """Return how many keys both have."""
+        return len(np.intersect1d(self.keys, other.keys, assume_unique=True))
+
     @property
     def width(self) -> int:
         """Return how many bytes a key has."""

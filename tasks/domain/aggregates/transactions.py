@@ -24,7 +24,7 @@ from bson.binary import Binary
 
 from tasks.domain.aggregates.periods import Calendar
 from tasks.domain.aggregates.scopes import PartialKey, Scope
-from tasks.domain.aggregates.stakes import Stake, merge_stakes
+from tasks.domain.aggregates.stakes import LOCKS, WITHDRAWALS, Stake, merge_stakes
 from tasks.domain.aggregates.tallies import WALLET_BYTES, Tally, add_up
 from tasks.domain.aggregates.volumes import Volume, merge_volumes
 from tasks.domain.owners import ESCROW
@@ -40,6 +40,7 @@ _ZERO_ADDRESS = "0x" + "0" * 40
 _DIGEST_BYTES = 16
 _DIGEST_SPAN = 2 ** (8 * _DIGEST_BYTES)
 _HOURS, _WEEKDAYS = 24, 7
+_TALLIES = ("senders", "recipients", "lockers", "withdrawers")
 _K = TypeVar("_K")
 
 
@@ -126,8 +127,9 @@ class TransactionFigures:
 
     ``rows`` is how many records were read, ``doubled`` how many of them stood for a transaction that another record
     stands for already. ``categories`` count by category and status, ``senders`` and ``recipients`` by address,
-    ``volumes`` by unit ("" where an amount has none), ``stakes`` by escrow contract. ``digest`` stands for all that was
-    read: equal rows give equal digests, however they were grouped.
+    ``lockers`` and ``withdrawers`` the calls that locked or withdrew staked tokens by wallet, ``volumes`` by unit (""
+    where an amount has none), ``stakes`` by escrow contract. ``digest`` stands for all that was read: equal rows give
+    equal digests, however they were grouped.
     """
 
     rows: int
@@ -139,6 +141,8 @@ class TransactionFigures:
     methods: Mapping[str, int]
     senders: Tally
     recipients: Tally
+    lockers: Tally
+    withdrawers: Tally
     hours: tuple[int, ...]
     weekdays: tuple[int, ...]
     gas_known: int
@@ -164,6 +168,8 @@ class TransactionFigures:
         gas: list[int] = []
         volumes: dict[str, Volume] = {}
         stakes: dict[str, Stake] = {}
+        lockers: dict[str, int] = {}
+        withdrawers: dict[str, int] = {}
         for row in singles:
             # One unpacking costs less than a dozen looks by name, and this loop sees every row.
             _, _, _, category, method, status, wallet, recipient, used, _, amount, _, _, _, hour, stake, _ = row
@@ -183,7 +189,7 @@ class TransactionFigures:
             if amount is not None:
                 _add_amount(volumes, row, moved=status not in _NOT_MOVED)
             if stake is not None:
-                _add_stake(stakes, row, done=status not in _NOT_MOVED)
+                _add_stake(stakes, lockers, withdrawers, row, done=status not in _NOT_MOVED)
         for group in groups:
             said = {row.status for row in group}
             status = next(known for known in _STATUS_ORDER if known in said)
@@ -199,7 +205,7 @@ class TransactionFigures:
             for row in {(row.unit, row.amount, row.below): row for row in group}.values():
                 _add_amount(volumes, row, moved=done)
             for row in {row.stake: row for row in reversed(group)}.values():
-                _add_stake(stakes, row, done=done)
+                _add_stake(stakes, lockers, withdrawers, row, done=done)
         transactions = len(singles) + len(groups)
         weekdays = [0] * _WEEKDAYS
         if day is not None:
@@ -215,6 +221,8 @@ class TransactionFigures:
             methods=methods,
             senders=Tally.of_addresses(senders),
             recipients=Tally.of_addresses(recipients),
+            lockers=Tally.of_addresses(lockers),
+            withdrawers=Tally.of_addresses(withdrawers),
             hours=tuple(hours),
             weekdays=tuple(weekdays),
             gas_known=len(gas),
@@ -244,6 +252,8 @@ class TransactionFigures:
             methods=add_up(part.methods for part in parts),
             senders=Tally.merged([none, *(part.senders for part in parts)]),
             recipients=Tally.merged([none, *(part.recipients for part in parts)]),
+            lockers=Tally.merged([none, *(part.lockers for part in parts)]),
+            withdrawers=Tally.merged([none, *(part.withdrawers for part in parts)]),
             hours=tuple(sum(part.hours[hour] for part in parts) for hour in range(_HOURS)),
             weekdays=tuple(sum(part.weekdays[day] for part in parts) for day in range(_WEEKDAYS)),
             gas_known=sum(part.gas_known for part in parts),
@@ -264,7 +274,7 @@ class TransactionFigures:
         """
         first: dict[str, Any] = {}
         second: dict[str, Any] = {}
-        for name in ("senders", "recipients"):
+        for name in _TALLIES:
             first[name], second[name] = getattr(self, name).halves()
         for name in ("methods", "volumes", "stakes"):
             items = sorted(getattr(self, name).items())
@@ -281,8 +291,7 @@ class TransactionFigures:
             "statuses": [[status, count] for status, count in sorted(self.statuses.items())],
             "categories": [[*names, count] for names, count in sorted(self.categories.items())],
             "methods": [[method, count] for method, count in sorted(self.methods.items())],
-            "senders": self.senders.stored(),
-            "recipients": self.recipients.stored(),
+            **{name: getattr(self, name).stored() for name in _TALLIES},
             "hours": list(self.hours),
             "weekdays": list(self.weekdays),
             "gasKnown": self.gas_known,
@@ -307,8 +316,7 @@ class TransactionFigures:
             statuses=dict(stored["statuses"]),
             categories={(category, status): count for category, status, count in stored["categories"]},
             methods=dict(stored["methods"]),
-            senders=Tally.from_stored(stored["senders"], WALLET_BYTES),
-            recipients=Tally.from_stored(stored["recipients"], WALLET_BYTES),
+            **{name: Tally.from_stored(stored[name], WALLET_BYTES) for name in _TALLIES},
             hours=tuple(stored["hours"]),
             weekdays=tuple(stored["weekdays"]),
             gas_known=stored["gasKnown"],
@@ -414,9 +422,16 @@ def _add_amount(volumes: dict[str, Volume], row: Row, *, moved: bool) -> None:
         volume.add(row.amount, below=row.below, unlimited=row.unlimited, moved=moved)
 
 
-def _add_stake(stakes: dict[str, Stake], row: Row, *, done: bool) -> None:
-    if row.stake is not None:
-        stakes.setdefault(row.contract_id, Stake()).add(*row.stake, done=done)
+def _add_stake(
+    stakes: dict[str, Stake], lockers: dict[str, int], withdrawers: dict[str, int], row: Row, *, done: bool
+) -> None:
+    if row.stake is None:
+        return
+    stakes.setdefault(row.contract_id, Stake()).add(*row.stake, done=done)
+    if done and row.wallet is not None:
+        side = lockers if row.stake.kind in LOCKS else withdrawers if row.stake.kind in WITHDRAWALS else None
+        if side is not None:
+            _count(side, [row.wallet])
 
 
 def _count(counts: dict[_K, int], keys: Iterable[_K]) -> None:

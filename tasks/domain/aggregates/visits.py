@@ -31,7 +31,8 @@ class Visit:
     """What figures need of one session. ``visitor`` is a pseudonym, ``wallet`` a lower-case address or None.
 
     ``web3`` means that the visitor's browser has a wallet, connected or not. ``pages`` are the paths seen, one for each
-    view; ``source`` is ``source/medium``, ``referral/host`` or ``direct``. None means unknown.
+    view; ``source`` is ``source/medium``, ``referral/host`` or ``direct``. ``wallet_type`` is the software of the
+    connected wallet, ``wallet_chain`` the chain that it was on. None means unknown.
     """
 
     record_id: str
@@ -56,6 +57,18 @@ class Visit:
     utm_campaign: str | None = None
     utm_source: str | None = None
     utm_medium: str | None = None
+    wallet_type: str | None = None
+    wallet_chain: str | None = None
+
+    @property
+    def wallet_source(self) -> str | None:
+        """Return the source of a session that connected a wallet."""
+        return None if self.wallet is None else self.source
+
+    @property
+    def wallet_country(self) -> str | None:
+        """Return the country of a session that connected a wallet."""
+        return None if self.wallet is None else self.country
 
 
 #: The fields of ``VisitFigures`` that count by name, with the fields of ``Visit`` that they count.
@@ -67,6 +80,10 @@ _NAMED_BY = {
     "devices": "device",
     "systems": "system",
     "browsers": "browser",
+    "wallet_sources": "wallet_source",
+    "wallet_countries": "wallet_country",
+    "wallet_types": "wallet_type",
+    "wallet_chains": "wallet_chain",
 }
 _BY_NAME = ("pages", *_NAMED_BY)
 _NUMBERS = (
@@ -90,7 +107,8 @@ class VisitFigures:
     """Exact figures of the sessions of some days; ``merged`` adds them up in any order and grouping.
 
     ``visitors``, ``web3_visitors`` and ``wallet_visitors`` (those who connected a wallet) count sessions by visitor;
-    ``wallets`` holds the moment of each wallet's first session, in epoch milliseconds. ``..._known`` is of how many
+    ``wallets`` holds the moment of each wallet's first session, in epoch milliseconds; ``wallet_sources`` and the like
+    count the sessions that connected one. ``..._known`` is of how many
     sessions the figure is known. ``digest`` stands for all that was read.
     """
 
@@ -118,6 +136,10 @@ class VisitFigures:
     devices: Mapping[str, int]
     systems: Mapping[str, int]
     browsers: Mapping[str, int]
+    wallet_sources: Mapping[str, int]
+    wallet_countries: Mapping[str, int]
+    wallet_types: Mapping[str, int]
+    wallet_chains: Mapping[str, int]
     hours: tuple[int, ...]
     weekdays: tuple[int, ...]
     oldest_ms: int | None
@@ -244,7 +266,7 @@ class VisitFigures:
 
 def read_visit(session: Session) -> Visit:
     """Return what figures need of a session. Views beyond the first pages that a session holds are left out."""
-    wallet = session.wallet
+    wallet = session.wallet if session.wallet is not None and session.wallet.address is not None else None
     return Visit(
         record_id=session.record_id,
         site_id=session.site_id,
@@ -268,6 +290,8 @@ def read_visit(session: Session) -> Visit:
         utm_campaign=session.utm_campaign,
         utm_source=session.utm_source,
         utm_medium=session.utm_medium,
+        wallet_type=None if wallet is None else wallet.kind,
+        wallet_chain=None if wallet is None else wallet.chain,
     )
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+from functools import cache
 from statistics import median
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -21,6 +22,7 @@ WIDE = Context(prec=500)
 UNKNOWN = "unknown"
 
 
+@cache
 def local(moment_ms: int, zone: str) -> datetime:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=moment_ms)).astimezone(ZoneInfo(zone))
 
@@ -29,6 +31,7 @@ def day_of(moment_ms: int | None, zone: str) -> date | None:
     return None if moment_ms is None else local(moment_ms, zone).date()
 
 
+@cache
 def label(day: date, level: str) -> str:
     return day.strftime({"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m", "all": "all"}[level])
 
@@ -85,6 +88,13 @@ def hours_and_weekdays(moments: Iterable[int | None], zone: str) -> dict[str, An
             weekdays[local(moment, zone).weekday()] += 1
     busiest = sorted((hour for hour in range(24) if hours[hour] > 0), key=lambda hour: (-hours[hour], hour))
     return {"hours": hours, "weekdays": weekdays, "busiestHours": busiest[:3]}
+
+
+def retained(name: str, now: set[str], before: set[str] | None) -> dict[str, Any]:
+    if before is None:
+        return {"of": None, name: None, "rate": None}
+    again = [one for one in before if one in now]
+    return {"of": len(before), name: len(again), "rate": share(len(again) * 100, len(before))}
 
 
 # volumes
@@ -201,7 +211,7 @@ def transaction_figures(
         status = status_of(group)
         took_effect = status not in ("failed", "pending")
         statuses[status] += 1
-        for category in {describe_transaction(row).metadata["category"] for row in group}:
+        for category in {category_of(row) for row in group}:
             categories[category] += 1
             failed_categories[category] += status == "failed"
         methods.update({row.method or row.selector or "" for row in group} - {""})
@@ -258,7 +268,14 @@ def transaction_figures(
     figures["_volumes"] = {unit["unit"]: Decimal(unit["amount"]) for unit in volumes(moved)}
     figures["_entries"] = Counter(entry[0] for entry in moved)
     figures["_stakes"] = stakes
+    figures["_wallets"] = set(senders)
     return figures
+
+
+@cache
+def category_of(row: Transaction) -> str:
+    category: str = describe_transaction(row).metadata["category"]
+    return category
 
 
 def any_gas(group: Iterable[Transaction]) -> bool:
@@ -298,6 +315,7 @@ def change_of_transactions(now: dict[str, Any], before: dict[str, Any] | None) -
     }
     gas_before = None if before is None else Decimal(before["gas"]["total"])
     changes["gas"] = change(Decimal(now["gas"]["total"]), gas_before)
+    changes["retained"] = retained("wallets", now["_wallets"], None if before is None else before["_wallets"])
     return {**changes, "volumes": change_of_volumes(now, before)}
 
 
@@ -339,8 +357,15 @@ def staking_figures(figures: dict[str, Any]) -> dict[str, Any]:
         "calls": sum(sum(stake["calls"].values()) for stake in stakes),
         "notDone": sum(stake["notDone"] for stake in stakes),
         "contracts": len(stakes),
+        "lockingWallets": len(stakers(figures, ("create_lock", "increase_amount"))),
+        "withdrawingWallets": len(stakers(figures, ("withdraw", "withdraw_early"))),
         "stakes": stakes,
     }
+
+
+def stakers(figures: dict[str, Any], kinds: tuple[str, ...]) -> set[str]:
+    calls = [row for found in figures["_stakes"].values() for row, took_effect in found if took_effect]
+    return wallets_of(row for row in calls if row.staking_type in kinds)
 
 
 def total(values: Iterable[Decimal]) -> Decimal:
@@ -393,6 +418,10 @@ def visit_figures(scope_visits: Sequence[Any], level: str, wanted: str, zone: st
     def count(field: str) -> Counter[str]:
         return Counter(getattr(session, field) for session in sessions if getattr(session, field) is not None)
 
+    def connected(field: str) -> Counter[str]:
+        with_wallet = [session for session in sessions if session.wallet is not None]
+        return Counter(getattr(session, field) for session in with_wallet if getattr(session, field) is not None)
+
     def visitors(keep: Callable[[Any], bool]) -> set[str]:
         return {session.visitor for session in sessions if session.visitor is not None and keep(session)}
 
@@ -431,6 +460,10 @@ def visit_figures(scope_visits: Sequence[Any], level: str, wanted: str, zone: st
         "devices": top_ten(count("device"), "device", "sessions"),
         "systems": top_ten(count("system"), "system", "sessions"),
         "browsers": top_ten(count("browser"), "browser", "sessions"),
+        "walletSources": top_ten(connected("source"), "source", "sessions"),
+        "walletCountries": top_ten(connected("country"), "country", "sessions"),
+        "walletTypes": top_ten(count("wallet_type"), "walletType", "sessions"),
+        "walletChains": top_ten(count("wallet_chain"), "chain", "sessions"),
         **hours_and_weekdays((session.start_ms for session in sessions), zone),
     }
     if level != "all":
@@ -441,6 +474,7 @@ def visit_figures(scope_visits: Sequence[Any], level: str, wanted: str, zone: st
                 firsts[session.visitor] = min(day, firsts.get(session.visitor, day))
         new = sum(label(day, level) == wanted for day in firsts.values())
         figures |= {"newVisitors": new, "returningVisitors": len(by_visitor) - new}
+    figures["_visitors"] = set(by_visitor)
     return figures
 
 
@@ -455,7 +489,9 @@ def change_of_visits(now: dict[str, Any], before: dict[str, Any] | None) -> dict
         "pageViews",
         "bounces",
     )
-    return {name: change(now[name], None if before is None else before[name]) for name in names}
+    changes = {name: change(now[name], None if before is None else before[name]) for name in names}
+    changes["retained"] = retained("visitors", now["_visitors"], None if before is None else before["_visitors"])
+    return changes
 
 
 def funnel_figures(
@@ -509,6 +545,61 @@ def funnel_figures(
         "_volumes": {unit["unit"]: Decimal(unit["amount"]) for unit in volumes(moved)},
         "_entries": Counter(entry[0] for entry in moved),
     }
+
+
+def campaign_figures(visited: dict[str, Any], funnel: dict[str, Any], campaign: Any) -> dict[str, Any]:
+    """Return the figures of a campaign, with its cost where ``campaign`` is given and has one."""
+    figures = {name: figure for name, figure in funnel.items() if name[0] != "_" and name != "transactions"}
+    figures["conversions"] = funnel["transactions"]
+    names = (
+        "walletConnections",
+        "bounces",
+        "bouncesKnown",
+        "bounceRate",
+        "durationKnown",
+        "averageSeconds",
+        "topCountries",
+    )
+    figures |= {name: visited[name] for name in names}
+    if campaign is not None and campaign.cost is not None:
+        figures["cost"] = {
+            "amount": text(campaign.cost),
+            "currency": campaign.currency,
+            "perVisitor": share(campaign.cost, funnel["visitors"]),
+            "perWallet": share(campaign.cost, funnel["wallets"]),
+            "perTransactedWallet": share(campaign.cost, funnel["transactedWallets"]),
+            "perConversion": share(campaign.cost, funnel["transactions"]),
+            **return_on(campaign.cost, campaign.currency, funnel),
+        }
+    return figures
+
+
+def campaign_of(visit: Any, campaigns: Iterable[Any]) -> str | None:
+    """Return the campaign of a visit: by its utm_id, else by the campaign's list of sessions, else by its name."""
+
+    def same(one: str | None, other: str | None) -> bool:
+        return (one or "").strip().lower() == (other or "").strip().lower()
+
+    mine = [campaign for campaign in campaigns if campaign.site_id == visit.site_id]
+    fitting = [campaign for campaign in mine if visit.utm_id and same(campaign.utm_id, visit.utm_id)]
+    if not fitting:
+        fitting = [campaign for campaign in mine if visit.record_id in campaign.session_ids]
+    if not fitting and visit.utm_campaign:
+        named = [campaign for campaign in mine if same(campaign.utm_campaign, visit.utm_campaign)]
+        fitting = [campaign for campaign in named if not (visit.utm_id and campaign.utm_id)]
+    if len(fitting) > 1:
+        alike = [one for one in fitting if same(one.source, visit.utm_source) and same(one.medium, visit.utm_medium)]
+        fitting = alike if len(alike) == 1 else []
+    return fitting[0].campaign_id if fitting else None
+
+
+def return_on(cost: Decimal, currency: str | None, funnel: dict[str, Any]) -> dict[str, Any]:
+    """Return what a campaign brought in the currency of its cost, and the return in per cent."""
+    if currency not in funnel["_volumes"]:
+        return {"value": None, "roi": None}
+    value = funnel["_volumes"][currency]
+    percent = None if not cost else two_places(WIDE.divide(WIDE.multiply(WIDE.subtract(value, cost), 100), cost))
+    return {"value": text(value), "roi": percent}
 
 
 def change_of_funnel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import bson
@@ -257,9 +258,9 @@ def test_staking_tells_what_is_known_and_that_the_rest_is_not() -> None:
     assert document.key == f"aggregate:{ESCROW_ID}:staking:month:2022-05"
     assert document.content == (
         "Monthly figures, May 2022: staking, locked and withdrawn tokens, veToken (staking contract) on Ethereum. "
-        "4 staking calls, 0 failed or pending. Locked 2,000 tokens, withdrew 20 tokens and 1 unknown amount, "
-        "net change unknown. Calls: create lock 2, withdraw 2. Lock lengths of 30 to 365 days, average 197.5, "
-        "median 197.5."
+        "4 staking calls, 0 failed or pending. 1 wallet locked, 1 withdrew. Locked 2,000 tokens, withdrew 20 tokens "
+        "and 1 unknown amount, net change unknown. Calls: create lock 2, withdraw 2. Lock lengths of 30 to 365 days, "
+        "average 197.5, median 197.5."
     )
     (figures,) = facts(document)["figures"]["stakes"]
     assert (figures["net"], figures["netOfKnown"], figures["withdrawnUnknown"]) == (None, "1980", 1)
@@ -316,6 +317,33 @@ def test_visits_a_funnel_and_a_campaign_are_told_in_words() -> None:
         "Cost 1,250 EUR, 1250.5 for each wallet that transacted. Bounce rate 0 %. Countries: DE 2."
     )
     assert campaign.key == f"aggregate:{SITE_ID}:campaign:all:all:campaign={web.CAMPAIGN.campaign_id}"
+
+
+def test_who_came_again_is_told_beside_the_month_before() -> None:
+    visits = [
+        web.make_visit(start_ms=chain.ms(2025, 5, 10), session_id="s-1"),
+        web.make_visit(start_ms=chain.ms(2025, 5, 11), session_id="s-2", visitor="v-2"),
+        web.make_visit(start_ms=chain.ms(2025, 6, 10), session_id="s-3"),
+    ]
+    made = web.aggregate(web.partials(visits), site_subject(web.SITE), Period.from_label("2025-06"))
+    assert made is not None
+    document = describe_visits(made)
+    assert "Retention: 1 of 2 visitors of the month before came again (50 %)." in document.content
+    assert facts(document)["change"]["retained"] == {"of": 2, "visitors": 1, "rate": "50"}
+
+
+def test_a_campaign_has_a_return_where_its_cost_is_in_a_unit_that_moved() -> None:
+    moves = visited()[1]
+    aggregate = visits_of(web.campaign_subject(web.SITE, web.CAMPAIGN), "all")
+    tokens = replace(web.CAMPAIGN, cost=Decimal(10), currency="USDT")
+    assert (
+        "for each wallet that transacted, return on it (ROI) 25 %."
+        in describe_campaign(aggregate, tokens, moves).content
+    )
+    cost = facts(describe_campaign(aggregate, replace(tokens, currency="EUR"), moves))["figures"]["cost"]
+    assert (cost["value"], cost["roi"]) == (None, None)
+    free = replace(tokens, cost=Decimal(0))
+    assert facts(describe_campaign(aggregate, free, moves))["figures"]["cost"]["roi"] is None
 
 
 def test_each_kind_is_stored_with_the_source_type_that_its_readers_ask_for() -> None:

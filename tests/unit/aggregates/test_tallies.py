@@ -63,6 +63,11 @@ def test_a_tally_survives_bson_to_the_byte(counts: dict[bytes, int]) -> None:
     assert bson.encode(again.stored()) == stored
 
 
+@given(COUNTS, COUNTS)
+def test_shared_keys_are_those_of_both(one: dict[bytes, int], other: dict[bytes, int]) -> None:
+    assert tally(one).shared(tally(other)) == tally(other).shared(tally(one)) == len(one.keys() & other.keys())
+
+
 def test_wallets_cost_24_bytes_each_when_stored() -> None:
     stored = tally({number.to_bytes(20): number for number in range(1, 1_001)}).stored()
     assert len(stored["keys"]) + len(stored["numbers"]) == 24_000

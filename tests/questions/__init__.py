@@ -1,0 +1,1 @@
+"""An analyst's questions, answered from vector documents alone."""
