@@ -25,6 +25,7 @@ from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 
 if TYPE_CHECKING:
     from flows.progress import Progress
+    from tasks.domain.jobs import Kind
 
 #: The fields of `migrate --json`, in order; programs rely on them.
 SUMMARY_FIELDS = (
@@ -108,7 +109,7 @@ def migrate(
     """
     with reported(), quiet_prefect():
         parameters = {
-            **_sources(source),
+            **chosen_sources(source),
             **_scope(start, end, team, contract, limit),
             "shard_rows": shard_rows,
             "shards_in_flight": shards_in_flight,
@@ -157,7 +158,7 @@ def backfill(
     """
     with reported(), quiet_prefect():
         parameters = {
-            **_sources(source),
+            **chosen_sources(source),
             **_scope(start, end, team, contract, limit),
             "rebuild": rebuild.value,
             "stored_describer": stored_describer,
@@ -173,8 +174,8 @@ def backfill(
         with services():
             from flows.backfill import backfill as backfill_flow
 
-            report = _with_progress("backfilling", backfill_flow, parameters)
-        _print(report, as_json)
+            report = with_progress("backfilling", backfill_flow, parameters)
+        _print(report, as_json, kind="backfill")
 
 
 def replay(
@@ -197,7 +198,7 @@ def replay(
     """
     with reported(), quiet_prefect():
         parameters = {
-            **_sources(source),
+            **chosen_sources(source),
             "reasons": list(reason or []),
             "teams": [object_id(value, "--team") for value in team or []],
             "older_than_hours": older_than_hours,
@@ -210,13 +211,13 @@ def replay(
         with services():
             from flows.replay import replay as replay_flow
 
-            report = _with_progress("replaying", replay_flow, parameters)
+            report = with_progress("replaying", replay_flow, parameters)
         if as_json:
             print_json({name: report[name] for name in ("resolved", "still_open")} | summary(report))
             return
         verb = "would be resolved" if dry_run else "resolved"
         print(f"{report['resolved']:,} dead letters {verb}, {report['still_open']:,} stay open")
-        print_report(report)
+        print_report(report, kind="replay")
 
 
 def reconcile(
@@ -238,7 +239,7 @@ def reconcile(
     """
     with reported(), quiet_prefect():
         parameters = {
-            **_sources(source),
+            **chosen_sources(source),
             "heal": not no_heal,
             "remove_orphans": remove_orphans,
             "shard_rows": shard_rows,
@@ -248,7 +249,7 @@ def reconcile(
         with services():
             from flows.reconcile import reconcile as reconcile_flow
 
-            report = _with_progress("comparing", reconcile_flow, parameters)
+            report = with_progress("comparing", reconcile_flow, parameters)
         if as_json:
             print_json(report)
             return
@@ -274,7 +275,7 @@ def ingest(
             from flows.ingest import ingest as ingest_flow
 
             report: dict[str, Any] = ingest_flow(  # type: ignore[assignment]
-                **_sources(source), max_seconds=max_seconds, until_idle=until_idle
+                **chosen_sources(source), max_seconds=max_seconds, until_idle=until_idle
             )
         if as_json:
             print_json(report)
@@ -287,8 +288,8 @@ def ingest(
 # -- parts of commands ----------------------------------------------------------------------------------------
 
 
-def _sources(chosen: list[str] | None) -> dict[str, Any]:
-    """Return the parameter of sources, or none where the flow's own default is meant."""
+def chosen_sources(chosen: list[str] | None) -> dict[str, Any]:
+    """Return the parameter of sources, or none where the flow's own default is meant. Exits with 2 for one unknown."""
     if not chosen:
         return {}
     if chosen == ["all"]:
@@ -322,10 +323,11 @@ def run_migrate(parameters: dict[str, Any]) -> dict[str, Any]:
     """Migrate in this process and return the report, with progress on a terminal."""
     from flows.migrate import migrate as migrate_flow
 
-    return _with_progress("migrating", migrate_flow, parameters)
+    return with_progress("migrating", migrate_flow, parameters)
 
 
-def _with_progress(label: str, flow: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
+def with_progress(label: str, flow: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """Run a flow in this process and return its report, with its progress on a terminal."""
     from flows.progress import listener
 
     with bar(label, None) as show:
@@ -344,11 +346,11 @@ def _with_progress(label: str, flow: Callable[..., Any], parameters: dict[str, A
 # -- words out ------------------------------------------------------------------------------------------------
 
 
-def _print(report: dict[str, Any], as_json: bool) -> None:
+def _print(report: dict[str, Any], as_json: bool, *, kind: Kind = "migrate") -> None:
     if as_json:
         print_json(summary(report))
     else:
-        print_report(report)
+        print_report(report, kind=kind)
 
 
 def summary(report: dict[str, Any]) -> dict[str, Any]:
@@ -359,8 +361,16 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """Print a load's report for a person."""
+def _jobs_with_letters(report: dict[str, Any], kind: Kind) -> list[str]:
+    """Return the ids of the report's jobs that refused records: each source has one of its own."""
+    from tasks.domain.jobs import job_id
+
+    reports = (report.get("by_source") or {"": report}).values()
+    return [job_id(one["run_id"], kind) for one in reports if one["refused"]]
+
+
+def print_report(report: dict[str, Any], *, kind: Kind = "migrate") -> None:
+    """Print a load's report for a person; ``kind`` is that of its jobs."""
     from rich.console import Console
     from rich.table import Table
 
@@ -398,8 +408,7 @@ def print_report(report: dict[str, Any]) -> None:
         reasons = ", ".join(f"{code} {number:,}" for code, number in sorted(report["refused"].items()))
         console.print(f"Dead letters by reason: {reasons}", soft_wrap=True)
         if not dry:
-            console.print(
-                f"Each with its record: db.deadletters.find({{runId: '{report['flow_run_id']}'}})", soft_wrap=True
-            )
+            jobs = " and ".join(f"cryptique-rag jobs show {one}" for one in _jobs_with_letters(report, kind))
+            console.print(f"An example of each, with its reason: {jobs}", soft_wrap=True)
     if report["arrived"]:
         console.print(f"{report['arrived']:,} records arrived while it ran; the next run takes them.")
