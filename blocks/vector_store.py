@@ -359,10 +359,9 @@ class VectorStore(MongoDatabase):
 
     # -- reading what is stored -------------------------------------------------------------------------------
 
-    def is_empty(self) -> bool:
-        """Return whether no vector document is stored."""
-        with mongo_errors("looking at the store", self.setting):
-            return self.open_database()[self.vectors_name].find_one({}, {"_id": 1}) is None
+    def is_empty(self, *, of: str | None = None) -> bool:
+        """Return whether no vector document is stored; with ``of`` none of this source, whatever others have."""
+        return not self.holds({} if of is None else _of_source(of, ()))
 
     def find_stored(self, document_ids: Sequence[str], *, with_runs: bool = False) -> dict[str, Stored]:
         """Return what is stored under these ids, from the covering index alone; runs and versions are not in it.
@@ -424,9 +423,17 @@ class VectorStore(MongoDatabase):
             if own[0][0] is not None and len(own) == own[0][1] and (len(own) == 1 or len(set(own)) == 1)
         }
 
-    def holds_any(self, shard: ShardRange) -> bool:
-        """Return whether a vector document of any record in a range is stored, from an index alone."""
-        return next(self.read_source_ids(shard), None) is not None
+    def holds_any(self, shard: ShardRange, *, of: str) -> bool:
+        """Return whether a vector document of any of a source's records in a range is stored.
+
+        From an index alone, but for the documents that other sources have in the range.
+        """
+        if (shard.lower, shard.upper) == (None, None):
+            return not self.is_empty(of=of)
+        return any(
+            self.holds({"sourceId": {"$in": some}, **_of_source(of, ())})
+            for some in batched(self.read_source_ids(shard), _BATCH)
+        )
 
     def read_source_ids(self, shard: ShardRange, *, of: str | None = None) -> Iterator[ObjectId]:
         """Yield the record id of each vector document in a range, one per document, in order; from an index alone.
