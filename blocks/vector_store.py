@@ -511,9 +511,9 @@ class VectorStore(MongoDatabase):
             rows = list(self.open_database()[self.vectors_name].aggregate(counted, allowDiskUse=True))
             return int(rows[0]["records"]) if rows else 0
 
-    def find_documents(self, source: str, source_ids: Sequence[ObjectId]) -> list[Record]:
-        """Return id, record, team and lineage of the vector documents of these records of a source."""
-        fields = {"documentId": 1, "sourceId": 1, "teamId": 1, "lineage": 1}
+    def find_documents(self, source: str, source_ids: Sequence[ObjectId], *, more: Sequence[str] = ()) -> list[Record]:
+        """Return id, record, team and lineage, and ``more``, of the vector documents of these records of a source."""
+        fields = dict.fromkeys(("documentId", "sourceId", "teamId", "lineage", *more), 1)
         with mongo_errors("reading vector documents", self.setting):
             rows = self.open_database()[self.vectors_name].find({"sourceId": {"$in": list(source_ids)}}, fields)
             # Another source's record may have the same id.
@@ -611,6 +611,27 @@ class VectorStore(MongoDatabase):
     def remove_documents(self, document_ids: Sequence[str]) -> int:
         """Delete vector documents by id; return how many there were."""
         return self._remove("documentId", document_ids)
+
+    def give_documents(self, document_ids: Sequence[str], team_id: str | None, site_id: str | None) -> int:
+        """Give vector documents whose records can't be read any more to another team; return how many there were.
+
+        With no team they are archived, which no search sees, until they are given to one. Safe to repeat.
+        """
+        change: Record = {"$set": {"status": "archived", "ownerLost": True}}
+        if team_id is not None:
+            change = {
+                "$set": {"teamId": ObjectId(team_id), "siteId": site_id, "status": "active"},
+                "$unset": {"ownerLost": ""},
+            }
+        change["$set"]["updatedAt"] = datetime.now(UTC)
+        given = 0
+        with mongo_errors("giving vector documents to their owners", self.setting):
+            vectors = self.open_database().get_collection(self.vectors_name, write_concern=_DURABLE)
+            for some in batched(document_ids, _BATCH):
+                given += vectors.update_many(
+                    {"documentId": {"$in": some}}, change | {"$inc": {"version": 1}}
+                ).matched_count
+        return given
 
     def remove_sources(self, source_type: str, source_ids: Sequence[ObjectId]) -> int:
         """Delete all vector documents of these records; return how many there were."""

@@ -41,6 +41,8 @@ SUMMARY_FIELDS = (
     "seconds",
 )
 
+_SHOWN_PLACES = 10
+
 StartOption = Annotated[str | None, typer.Option(help="First block time to take: 2025-06-01 or 2025-06-01T12:00, UTC.")]
 EndOption = Annotated[str | None, typer.Option(help="First block time not to take.")]
 TeamOption = Annotated[list[str] | None, typer.Option(help="Only this team's records; may be given again.")]
@@ -235,7 +237,8 @@ def reconcile(
 ) -> None:
     """Compare every record of the source with what is stored of it, and mend what differs.
 
-    Finds what is missing, stale, doubled, orphaned or refused without a dead letter; embeds only what differs.
+    Finds what is missing, stale, moved to another owner, doubled, orphaned or refused without a dead letter, and tells
+    it by source, team, contract or website, and day; embeds only what differs.
     """
     with reported(), quiet_prefect():
         parameters = {
@@ -253,8 +256,7 @@ def reconcile(
         if as_json:
             print_json(report)
             return
-        for name, value in report.items():
-            print(f"{name}: {value:,}")
+        _print_comparison(report)
 
 
 def ingest(
@@ -359,6 +361,32 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     if report["dry_run"]:
         summary |= {name: report[name] for name in ("dry_run", "quota_seconds", "tier_seconds")}
     return summary
+
+
+def _print_comparison(report: dict[str, Any]) -> None:
+    """Print what a comparison found and did, source by source, and the places that differ most."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tasks.domain.differences import KINDS
+
+    if not report:
+        print("nothing was compared: no source was loaded yet, or a load is under way")
+        return
+    counts = [name for name in report if name not in ("by_source", "places")]
+    table = Table("source", *(name.replace("_", " ") for name in counts), box=None, pad_edge=False)
+    for source, figures in (report.get("by_source") or {}).items():
+        table.add_row(source, *(f"{figures[name]:,}" for name in counts))
+    table.add_row("all", *(f"{report[name]:,}" for name in counts))
+    console = Console(highlight=False)
+    console.width = max(console.width, 160)
+    console.print(table, soft_wrap=True)
+    for row in report["places"][:_SHOWN_PLACES]:
+        wrong = ", ".join(f"{row[kind]:,} {kind.replace('_', '-')}" for kind in ("dead_lettered", *KINDS) if row[kind])
+        where = (
+            f"team {row['team'] or 'unknown'}, {row['name'] or row['holder'] or 'unknown'}, {row['day'] or 'no day'}"
+        )
+        console.print(f"{row['source']}, {where}: {wrong}", soft_wrap=True)
 
 
 def _jobs_with_letters(report: dict[str, Any], kind: Kind) -> list[str]:
