@@ -9,6 +9,7 @@ from typing import Any
 
 import bson
 from bson import ObjectId
+from bson.codec_options import CodecOptions, DatetimeConversion
 from prefect import task
 
 from blocks.mongo import MongoSource
@@ -32,10 +33,14 @@ from tasks.domain.sources import Source
 from tasks.extract import extract_shard
 from tasks.policy import STAGE
 
+Document = Mapping[str, Any]
+
 _LOOKUP_RECORDS = 1_000
 _LOOKED_AT = ("siteId", "metadata.timeframe.start", "ownerLost")
-
-Document = Mapping[str, Any]
+#: What made a record a dead letter may be a date or a text that can't be read.
+_AS_THE_SOURCE: CodecOptions[Document] = CodecOptions(
+    tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
 
 
 def compare_source(run: Run, parts: Parts, shard_rows: int) -> Differences:
@@ -139,9 +144,13 @@ def _refused_by(letters: Iterable[DeadLetter], kind: Source) -> dict[bytes, _Ref
     refused: dict[bytes, _Refused] = {}
     for letter in letters:
         record_id = letter.record_id
-        place = Place(letter.team_id, letter.holder_id, day_of(kind.read_time(bson.decode(letter.record))))
+        place = Place(letter.team_id, letter.holder_id, _day_of_letter(letter, kind))
         refused[record_key(record_id)] = _Refused(record_id, place, letter.code)
     return refused
+
+
+def _day_of_letter(letter: DeadLetter, kind: Source) -> str | None:
+    return day_of(kind.read_time(bson.decode(letter.record, _AS_THE_SOURCE)))
 
 
 def _day_of_document(document: Document) -> str | None:
