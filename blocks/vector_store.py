@@ -359,10 +359,9 @@ class VectorStore(MongoDatabase):
 
     # -- reading what is stored -------------------------------------------------------------------------------
 
-    def is_empty(self) -> bool:
-        """Return whether no vector document is stored."""
-        with mongo_errors("looking at the store", self.setting):
-            return self.open_database()[self.vectors_name].find_one({}, {"_id": 1}) is None
+    def is_empty(self, *, of: str | None = None) -> bool:
+        """Return whether no vector document is stored; with ``of`` none of this source, whatever others have."""
+        return not self.holds({} if of is None else _of_source(of, ()))
 
     def find_stored(self, document_ids: Sequence[str], *, with_runs: bool = False) -> dict[str, Stored]:
         """Return what is stored under these ids, from the covering index alone; runs and versions are not in it.
@@ -424,9 +423,17 @@ class VectorStore(MongoDatabase):
             if own[0][0] is not None and len(own) == own[0][1] and (len(own) == 1 or len(set(own)) == 1)
         }
 
-    def holds_any(self, shard: ShardRange) -> bool:
-        """Return whether a vector document of any record in a range is stored, from an index alone."""
-        return next(self.read_source_ids(shard), None) is not None
+    def holds_any(self, shard: ShardRange, *, of: str) -> bool:
+        """Return whether a vector document of any of a source's records in a range is stored.
+
+        From an index alone, but for the documents that other sources have in the range.
+        """
+        if (shard.lower, shard.upper) == (None, None):
+            return not self.is_empty(of=of)
+        return any(
+            self.holds({"sourceId": {"$in": some}, **_of_source(of, ())})
+            for some in batched(self.read_source_ids(shard), _BATCH)
+        )
 
     def read_source_ids(self, shard: ShardRange, *, of: str | None = None) -> Iterator[ObjectId]:
         """Yield the record id of each vector document in a range, one per document, in order; from an index alone.
@@ -504,9 +511,9 @@ class VectorStore(MongoDatabase):
             rows = list(self.open_database()[self.vectors_name].aggregate(counted, allowDiskUse=True))
             return int(rows[0]["records"]) if rows else 0
 
-    def find_documents(self, source: str, source_ids: Sequence[ObjectId]) -> list[Record]:
-        """Return id, record, team and lineage of the vector documents of these records of a source."""
-        fields = {"documentId": 1, "sourceId": 1, "teamId": 1, "lineage": 1}
+    def find_documents(self, source: str, source_ids: Sequence[ObjectId], *, more: Sequence[str] = ()) -> list[Record]:
+        """Return id, record, team and lineage, and ``more``, of the vector documents of these records of a source."""
+        fields = dict.fromkeys(("documentId", "sourceId", "teamId", "lineage", *more), 1)
         with mongo_errors("reading vector documents", self.setting):
             rows = self.open_database()[self.vectors_name].find({"sourceId": {"$in": list(source_ids)}}, fields)
             # Another source's record may have the same id.
@@ -604,6 +611,27 @@ class VectorStore(MongoDatabase):
     def remove_documents(self, document_ids: Sequence[str]) -> int:
         """Delete vector documents by id; return how many there were."""
         return self._remove("documentId", document_ids)
+
+    def give_documents(self, document_ids: Sequence[str], team_id: str | None, site_id: str | None) -> int:
+        """Give vector documents whose records can't be read any more to another team; return how many there were.
+
+        With no team they are archived, which no search sees, until they are given to one. Safe to repeat.
+        """
+        change: Record = {"$set": {"status": "archived", "ownerLost": True}}
+        if team_id is not None:
+            change = {
+                "$set": {"teamId": ObjectId(team_id), "siteId": site_id, "status": "active"},
+                "$unset": {"ownerLost": ""},
+            }
+        change["$set"]["updatedAt"] = datetime.now(UTC)
+        given = 0
+        with mongo_errors("giving vector documents to their owners", self.setting):
+            vectors = self.open_database().get_collection(self.vectors_name, write_concern=_DURABLE)
+            for some in batched(document_ids, _BATCH):
+                given += vectors.update_many(
+                    {"documentId": {"$in": some}}, change | {"$inc": {"version": 1}}
+                ).matched_count
+        return given
 
     def remove_sources(self, source_type: str, source_ids: Sequence[ObjectId]) -> int:
         """Delete all vector documents of these records; return how many there were."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments.console import JsonOption, print_json, quiet_prefect, reported, services
-from deployments.runs import BatchOption, BudgetOption, RetriesOption, _with_progress, print_report, summary
+from deployments.runs import BatchOption, BudgetOption, RetriesOption, print_report, summary, with_progress
 
 
 class FiguresSource(StrEnum):
@@ -65,7 +65,7 @@ def aggregate(
         with services():
             from flows.aggregate import aggregate as aggregate_flow
 
-            report = _with_progress("aggregating", aggregate_flow, parameters)
+            report = with_progress("aggregating", aggregate_flow, parameters)
         figures = report.pop("figures")
         if as_json:
             print_json({"figures": figures, **(summary(report) if report else {})})

@@ -25,10 +25,10 @@ from deployments.runs import (
     RetriesOption,
     ShardRowsOption,
     SourceOption,
-    _sources,
-    _with_progress,
+    chosen_sources,
     print_report,
     summary,
+    with_progress,
 )
 from tasks.domain.generations import NAME_PATTERN
 from tasks.domain.rankings import Question, parse_question
@@ -117,7 +117,7 @@ def build(
             "model": model,
             "dimensions": dimensions,
             "form": None if form is None else form.value,
-            **_sources(source),
+            **chosen_sources(source),
             "shard_rows": shard_rows,
             "shards_in_flight": shards_in_flight,
             "child_runs": child_runs,
@@ -129,7 +129,7 @@ def build(
             from flows.generations import build_generation
 
             if not yes:
-                report = _with_progress("counting", build_generation, parameters | {"dry_run": True})
+                report = with_progress("counting", build_generation, parameters | {"dry_run": True})
                 if as_json:
                     print_json(_build_json(report))
                     return
@@ -138,7 +138,7 @@ def build(
                 if not (sys.stdin.isatty() and typer.confirm("Build it?")):
                     typer.echo("Nothing was built: the same command with --yes builds it.")
                     return
-            report = _with_progress("building", build_generation, parameters)
+            report = with_progress("building", build_generation, parameters)
         if as_json:
             print_json(_build_json(report))
             return

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flows.progress import Progress
+    from tasks.domain.jobs import Kind
 
 #: The fields of `migrate --json`, in order; programs rely on them.
 SUMMARY_FIELDS = (
@@ -41,6 +42,8 @@ SUMMARY_FIELDS = (
     "cost_usd",
     "seconds",
 )
+
+_SHOWN_PLACES = 10
 
 StartOption = Annotated[str | None, typer.Option(help="First block time to take: 2025-06-01 or 2025-06-01T12:00, UTC.")]
 EndOption = Annotated[str | None, typer.Option(help="First block time not to take.")]
@@ -122,7 +125,7 @@ def migrate(
     """
     with reported(), quiet_prefect():
         parameters = {
-            **_sources(source),
+            **chosen_sources(source),
             "documents": documents.value,
             **_scope(start, end, team, contract, limit),
             "shard_rows": shard_rows,
@@ -172,7 +175,7 @@ def backfill(
     """
     with reported(), quiet_prefect():
         parameters = {
-            **_sources(source),
+            **chosen_sources(source),
             **_scope(start, end, team, contract, limit),
             "rebuild": rebuild.value,
             "stored_describer": stored_describer,
@@ -188,8 +191,8 @@ def backfill(
         with services():
             from flows.backfill import backfill as backfill_flow
 
-            report = _with_progress("backfilling", backfill_flow, parameters)
-        _print(report, as_json)
+            report = with_progress("backfilling", backfill_flow, parameters)
+        _print(report, as_json, kind="backfill")
 
 
 def replay(
@@ -212,7 +215,7 @@ def replay(
     """
     with reported(), quiet_prefect():
         parameters = {
-            **_sources(source),
+            **chosen_sources(source),
             "reasons": list(reason or []),
             "teams": [object_id(value, "--team") for value in team or []],
             "older_than_hours": older_than_hours,
@@ -225,13 +228,13 @@ def replay(
         with services():
             from flows.replay import replay as replay_flow
 
-            report = _with_progress("replaying", replay_flow, parameters)
+            report = with_progress("replaying", replay_flow, parameters)
         if as_json:
             print_json({name: report[name] for name in ("resolved", "still_open")} | summary(report))
             return
         verb = "would be resolved" if dry_run else "resolved"
         print(f"{report['resolved']:,} dead letters {verb}, {report['still_open']:,} stay open")
-        print_report(report)
+        print_report(report, kind="replay")
 
 
 def reconcile(
@@ -249,11 +252,12 @@ def reconcile(
 ) -> None:
     """Compare every record of the source with what is stored of it, and mend what differs.
 
-    Finds what is missing, stale, doubled, orphaned or refused without a dead letter; embeds only what differs.
+    Finds what is missing, stale, moved to another owner, doubled, orphaned or refused without a dead letter, and tells
+    it by source, team, contract or website, and day; embeds only what differs.
     """
     with reported(), quiet_prefect():
         parameters = {
-            **_sources(source),
+            **chosen_sources(source),
             "heal": not no_heal,
             "remove_orphans": remove_orphans,
             "shard_rows": shard_rows,
@@ -263,12 +267,11 @@ def reconcile(
         with services():
             from flows.reconcile import reconcile as reconcile_flow
 
-            report = _with_progress("comparing", reconcile_flow, parameters)
+            report = with_progress("comparing", reconcile_flow, parameters)
         if as_json:
             print_json(report)
             return
-        for name, value in report.items():
-            print(f"{name}: {value:,}")
+        _print_comparison(report)
 
 
 def ingest(
@@ -289,7 +292,7 @@ def ingest(
             from flows.ingest import ingest as ingest_flow
 
             report: dict[str, Any] = ingest_flow(  # type: ignore[assignment]
-                **_sources(source), max_seconds=max_seconds, until_idle=until_idle
+                **chosen_sources(source), max_seconds=max_seconds, until_idle=until_idle
             )
         if as_json:
             print_json(report)
@@ -302,8 +305,8 @@ def ingest(
 # -- parts of commands ----------------------------------------------------------------------------------------
 
 
-def _sources(chosen: list[str] | None) -> dict[str, Any]:
-    """Return the parameter of sources, or none where the flow's own default is meant."""
+def chosen_sources(chosen: list[str] | None) -> dict[str, Any]:
+    """Return the parameter of sources, or none where the flow's own default is meant. Exits with 2 for one unknown."""
     if not chosen:
         return {}
     if chosen == ["all"]:
@@ -337,10 +340,11 @@ def run_migrate(parameters: dict[str, Any]) -> dict[str, Any]:
     """Migrate in this process and return the report, with progress on a terminal."""
     from flows.migrate import migrate as migrate_flow
 
-    return _with_progress("migrating", migrate_flow, parameters)
+    return with_progress("migrating", migrate_flow, parameters)
 
 
-def _with_progress(label: str, flow: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
+def with_progress(label: str, flow: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """Run a flow in this process and return its report, with its progress on a terminal."""
     from flows.progress import listener
 
     with bar(label, None) as show:
@@ -359,11 +363,11 @@ def _with_progress(label: str, flow: Callable[..., Any], parameters: dict[str, A
 # -- words out ------------------------------------------------------------------------------------------------
 
 
-def _print(report: dict[str, Any], as_json: bool) -> None:
+def _print(report: dict[str, Any], as_json: bool, *, kind: Kind = "migrate") -> None:
     if as_json:
         print_json(summary(report))
     else:
-        print_report(report)
+        print_report(report, kind=kind)
 
 
 def summary(report: dict[str, Any]) -> dict[str, Any]:
@@ -376,8 +380,42 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """Print a load's report for a person."""
+def _print_comparison(report: dict[str, Any]) -> None:
+    """Print what a comparison found and did, source by source, and the places that differ most."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tasks.domain.differences import KINDS
+
+    if not report:
+        print("nothing was compared: no source was loaded yet, or a load is under way")
+        return
+    counts = [name for name in report if name not in ("by_source", "places")]
+    table = Table("source", *(name.replace("_", " ") for name in counts), box=None, pad_edge=False)
+    for source, figures in (report.get("by_source") or {}).items():
+        table.add_row(source, *(f"{figures[name]:,}" for name in counts))
+    table.add_row("all", *(f"{report[name]:,}" for name in counts))
+    console = Console(highlight=False)
+    console.width = max(console.width, 160)
+    console.print(table, soft_wrap=True)
+    for row in report["places"][:_SHOWN_PLACES]:
+        wrong = ", ".join(f"{row[kind]:,} {kind.replace('_', '-')}" for kind in ("dead_lettered", *KINDS) if row[kind])
+        where = (
+            f"team {row['team'] or 'unknown'}, {row['name'] or row['holder'] or 'unknown'}, {row['day'] or 'no day'}"
+        )
+        console.print(f"{row['source']}, {where}: {wrong}", soft_wrap=True)
+
+
+def _jobs_with_letters(report: dict[str, Any], kind: Kind) -> list[str]:
+    """Return the ids of the report's jobs that refused records: each source has one of its own."""
+    from tasks.domain.jobs import job_id
+
+    reports = (report.get("by_source") or {"": report}).values()
+    return [job_id(one["run_id"], kind) for one in reports if one["refused"]]
+
+
+def print_report(report: dict[str, Any], *, kind: Kind = "migrate") -> None:
+    """Print a load's report for a person; ``kind`` is that of its jobs."""
     from rich.console import Console
     from rich.table import Table
 
@@ -415,9 +453,9 @@ def print_report(report: dict[str, Any]) -> None:
         reasons = ", ".join(f"{code} {number:,}" for code, number in sorted(report["refused"].items()))
         console.print(f"Dead letters by reason: {reasons}", soft_wrap=True)
         if not dry:
+            jobs = " and ".join(f"cryptique-rag jobs show {one}" for one in _jobs_with_letters(report, kind))
             console.print(
-                f"Each with its record: db.deadletters.find({{runId: '{report['flow_run_id']}'}}); "
-                "what to do about one: `cryptique-rag explain` with its sourceId",
+                f"An example of each, with its reason: {jobs}; what to do about one: cryptique-rag explain SOURCEID",
                 soft_wrap=True,
             )
     if report.get("choices"):

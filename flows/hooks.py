@@ -207,8 +207,9 @@ def _incident(
     letters: dict[str, int] = {}
     try:
         if store is not None:
-            counts = _counts(store.find_job({"metadata.runId": str(flow_run.id)}))
-            letters = store.count_dead_letters(str(flow_run.id))
+            job = store.find_job({"metadata.runId": str(flow_run.id)})
+            counts = _counts(job)
+            letters = count_letters(store, job, str(flow_run.id))
     except PipelineError:
         store = None
     severity: Severity = "warning" if _harmless(error, flow_run) else "critical"
@@ -273,6 +274,15 @@ def _counts(job: Mapping[str, Any] | None) -> dict[str, int]:
         "vector documents written": stored,
         "dead-lettered": progress.get("failed", 0),
     }
+
+
+def count_letters(store: VectorStore, job: Mapping[str, Any] | None, run_id: str) -> dict[str, int]:
+    """Return a run's dead letters by reason code: those of the generation that it is about, live or not."""
+    metadata = (job or {}).get("metadata") or {}
+    try:
+        return store.at((metadata.get("choices") or {}).get("generation")).count_dead_letters(run_id)
+    except InputError:
+        return {}  # the generation was dropped, and its dead letters with it
 
 
 def run_link(flow_run: FlowRun) -> str | None:

@@ -51,14 +51,14 @@ _at_work_here: set[str] = set()
 
 
 def new_run(scope: Scope, parts: Parts, *, bulk: bool = False, rebuild: bool = False, thorough: bool = False) -> Run:
-    """Return a run that begins now, by the store's clock. With ``bulk`` it looks whether the store is empty."""
+    """Return a run that begins now, by the store's clock. With ``bulk`` it looks whether the store has none of it."""
     now = parts.vectors.read_time()
     return Run(
         key=f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}",
         id=str(runtime.flow_run.id or uuid4()),
         scope=scope,
         started_ms=int(now.timestamp() * 1000),
-        target_was_empty=bulk and parts.vectors.is_empty(),
+        target_was_empty=bulk and parts.vectors.is_empty(of=scope.source),
         rebuild=rebuild,
         thorough=thorough,
         owners=parts.owners.digest(),

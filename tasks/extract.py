@@ -79,7 +79,7 @@ def extract_shard(
             # Of a range only some records are read, perhaps very few; and one without bounds spans all sources' ids.
             describing.looks_up = vectors
     # In an empty store too: another run may have stored some of these since, and nothing is paid for twice.
-    untouched = run.target_was_empty and not vectors.holds_any(shard)
+    untouched = run.target_was_empty and not vectors.holds_any(shard, of=scope.source)
     return replace(_write(run, shard.number, chosen, describing, store), untouched=untouched)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,9 +17,11 @@ from blocks.records import Records, open_records
 from blocks.vector_store import VectorStore
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import record_key
+from tasks.domain.differences import RecordIds
 from tasks.domain.documents import holder_of
 from tasks.domain.errors import TerminalError
 from tasks.domain.manifests import Counts, Manifest
+from tasks.domain.owners import Owners
 from tasks.domain.runs import Run
 from tasks.domain.shards import ShardRange
 from tasks.policy import STAGE
@@ -28,7 +30,7 @@ _SHOWN = 5
 _LOOKUP_RECORDS = 1_000
 #: More records than this share gone from the source at once looks like the wrong database, not like deletions.
 MAX_ORPHAN_SHARE = 0.05
-_FEW_ORPHANS = 10
+FEW_RECORDS = 10
 #: A writer removes vectors before it puts down a dead letter or the record's new vectors: so long what is missing may
 #: still turn up.
 _SETTLING_SECONDS = (0.5, 1.5, 4.0)
@@ -77,7 +79,7 @@ def reconcile_run(
     # One shard of a small source spans the ids of all the others.
     of = records.kind.name if len(shards) <= 1 or not records.are_in_order else None
     whole = run.scope.whole
-    orphans: list[ObjectId] = []
+    orphans = RecordIds()
     lost: set[bytes] = set()
     for shard in list(shards) or [ShardRange(0, None, None, 0)]:
         ids = records.read_ids(shard, criteria, limit=run.scope.limit, holds=None if whole else holds)
@@ -212,7 +214,7 @@ def _broken(run: Run, records: Sequence[ObjectId], vectors: VectorStore) -> dict
 
 def settle_orphans(
     run: Run,
-    candidates: Sequence[ObjectId],
+    candidates: RecordIds,
     records: Records,
     vectors: VectorStore,
     remove: bool,
@@ -221,34 +223,69 @@ def settle_orphans(
     """Remove the documents of records that are really gone, and close the dead letters of such records.
 
     Return how many such records each holder had. Raises ``TerminalError``, with nothing removed, if they are more
-    than a few and ``remove`` does not say so.
+    than a few and ``remove`` does not say so. Memory holds the candidates' ids and a batch of their documents.
     """
-    documents: list[Mapping[str, Any]] = []
-    for some in batched(candidates, _LOOKUP_RECORDS):
-        # Other sources share the collection, and a record may have come back since.
-        alive = records.find_existing(some)
-        documents.extend(
-            document
-            for document in vectors.find_documents(run.scope.source, some)
-            if document["sourceId"].binary not in alive
-        )
-    result.orphaned = len({document["sourceId"] for document in documents})
+    for documents in _find_orphaned(run, candidates, records, vectors):
+        result.orphaned += len({document["sourceId"] for document in documents})
     total = result.stored + result.orphaned
-    too_many = result.in_source == 0 or result.orphaned > max(_FEW_ORPHANS, total * MAX_ORPHAN_SHARE)
+    too_many = result.in_source == 0 or result.orphaned > max(FEW_RECORDS, total * MAX_ORPHAN_SHARE)
     if result.orphaned and too_many and not remove:
         raise TerminalError(
             f"{result.orphaned:,} of {total:,} stored records are not in the source. If CRYPTIQUE_SOURCE_URI and "
             "CRYPTIQUE_SOURCE_DATABASE are right and they were deleted, run again with --remove-orphans; nothing was "
             "removed"
         )
-    result.removed = vectors.remove_documents([document["documentId"] for document in documents])
-    gone: list[Any] = []
+    gone: Counter[str] = Counter()
+    if result.orphaned:
+        for documents in _find_orphaned(run, candidates, records, vectors):
+            result.removed += vectors.remove_documents([document["documentId"] for document in documents])
+            gone.update(
+                holder_of(document["documentId"]) for document in documents if document["lineage"]["ordinal"] == 0
+            )
+    refused = RecordIds()
     for some in batched(vectors.read_dead_letter_ids(run.scope.source), _LOOKUP_RECORDS):
         alive = records.find_existing(some)
-        gone.extend(record_id for record_id in some if record_key(record_id) not in alive)
-    for some in batched(gone, _LOOKUP_RECORDS):
+        refused.extend(record_id for record_id in some if record_key(record_id) not in alive)
+    for some in batched(refused, _LOOKUP_RECORDS):
         vectors.resolve_dead_letters(run.scope.source, some, run_id=run.id, now=datetime.now(UTC))
-    return Counter(holder_of(document["documentId"]) for document in documents if document["lineage"]["ordinal"] == 0)
+    return gone
+
+
+def _find_orphaned(
+    run: Run, candidates: RecordIds, records: Records, vectors: VectorStore
+) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the documents of those candidates that the source does not hold now, some records' at a time."""
+    for some in batched(candidates, _LOOKUP_RECORDS):
+        # Other sources share the collection, and a record may have come back since.
+        alive = records.find_existing(some)
+        yield [
+            document
+            for document in vectors.find_documents(run.scope.source, some)
+            if document["sourceId"].binary not in alive
+        ]
+
+
+def settle_kept(run: Run, candidates: RecordIds, owners: Owners, vectors: VectorStore) -> int:
+    """Give the documents of records that a source forgot to the owners of now; return how many records they are of.
+
+    They can't be described again: only whose they are is changed. What nobody owns is hidden from every search, and
+    shown again when somebody does: its figures could not be had again.
+    """
+    given = 0
+    for some in batched(candidates, _LOOKUP_RECORDS):
+        by_holder: dict[str, list[str]] = {}
+        documents = vectors.find_documents(run.scope.source, some)
+        given += len({document["sourceId"] for document in documents})
+        for document in documents:
+            by_holder.setdefault(holder_of(document["documentId"]), []).append(document["documentId"])
+        for holder_id, document_ids in by_holder.items():
+            holder = owners.find_holder(holder_id)
+            vectors.give_documents(
+                document_ids,
+                None if holder is None else holder.team_id,
+                None if holder is None else holder.site_id,
+            )
+    return given
 
 
 def _compare_holders(

@@ -174,6 +174,11 @@ class Owners:
             raise RecordError(found.owner_error.code, found.owner_error.reason)
         return found
 
+    def find_holder(self, holder_id: str) -> Holder | None:
+        """Return the contract or website of this name, or None where there is none that a team owns."""
+        found: Holder | None = self.by_site_id.get(holder_id) or self.by_contract_id.get(holder_id)
+        return None if found is None or found.owner_error is not None or found.team_id is None else found
+
     def find_site(self, site_id: object) -> Site:
         """Return the website that a record names by its ``siteId``.
 

@@ -74,7 +74,8 @@ class Run:
     """``key`` names the work and survives a resume; ``id`` names the flow run that does it now.
 
     ``started_ms`` is when this flow run began: the "now" of every rule about time. ``began_ms`` is when the first one
-    at this work did, None where this is the first. ``earlier_ids`` name the flow runs that were at this work before.
+    at this work did, None where this is the first. ``target_was_empty`` says that nothing of the scope's source was
+    stored then: what is not there need not be looked for. ``earlier_ids`` name the flow runs that were at it before.
     ``may_have_written`` says that rows of this work may be stored already: they count as written, not as found
     unchanged. With ``rebuild`` every text is embedded again, changed or not; with ``thorough`` every record's documents
     are looked at, and those that it doesn't make are removed. ``owners`` stands for the contracts and teams by which

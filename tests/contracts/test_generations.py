@@ -26,6 +26,7 @@ from blocks.vector_store import VectorStore
 from blocks.wordllama import MODEL, LocalEmbedder
 from flows.blocks import Parts
 from flows.generations import compare_generations, drop, list_generations, roll_back, switch
+from flows.hooks import count_letters
 from flows.partition import work_fingerprint
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.dead_letters import DeadLetter
@@ -160,6 +161,16 @@ def test_dead_letters_of_one_neither_close_nor_overwrite_those_of_another(two: V
     assert following.resolve_dead_letters("transaction", [source_id(1), source_id(2)], run_id="run 2", now=NOW) == 1
     assert not following.has_dead_letters()
     assert set(first.read_dead_letter_ids("transaction")) == {source_id(1), source_id(2)}
+
+
+def test_an_alert_counts_the_dead_letters_of_the_generation_that_its_run_is_about(two: VectorStore) -> None:
+    two.at("next").save_dead_letters([make_letter(1)], run_id="run", now=NOW)
+    two.at(FIRST).save_dead_letters([make_letter(1), make_letter(2)], run_id="run", now=NOW)
+    counted = {name: count_letters(two, {"metadata": {"choices": {"generation": name}}}, "run") for name in WORDS}
+    assert counted == {FIRST: {"embedding_refused": 2}, "next": {"embedding_refused": 1}}
+    # A run that failed before it had a job is counted in the live one; a dropped generation has none.
+    assert count_letters(two, None, "run") == counted[FIRST]
+    assert count_letters(two, {"metadata": {"choices": {"generation": "dropped"}}}, "run") == {}
 
 
 def test_positions_and_what_is_loaded_are_a_generations_own(store: VectorStore) -> None:

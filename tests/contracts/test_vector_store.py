@@ -433,11 +433,25 @@ def test_ids_of_a_range_are_half_open_and_in_order(store: VectorStore) -> None:
 
 
 def test_a_range_holds_something_if_any_document_of_its_records_is_stored(store: VectorStore) -> None:
-    assert not store.holds_any(ShardRange(0, None, None, 0))
+    assert not store.holds_any(ShardRange(0, None, None, 0), of="transaction")
     # The second chunk alone, as a load leaves it that died between two writes.
     store.insert_rows([make_row(3, ordinal=1, chunks=2)])
     for lower, upper, found in ((0, 3, False), (3, 4, True), (0, 9, True), (4, 9, False)):
-        assert store.holds_any(ShardRange(0, source_id(lower), source_id(upper), 0)) is found
+        assert store.holds_any(ShardRange(0, source_id(lower), source_id(upper), 0), of="transaction") is found
+    assert store.holds_any(ShardRange(0, None, None, 0), of="transaction")
+
+
+def test_what_other_sources_have_does_not_count_where_one_is_asked_for(store: VectorStore) -> None:
+    others = [make_row(number, documentId=f"session:s:{number}:0", sourceType="session") for number in range(1, 4)]
+    store.insert_rows(others)
+    assert not store.is_empty()
+    assert (store.is_empty(of="transaction"), store.is_empty(of="session")) == (True, False)
+    for shard in (ShardRange(0, None, None, 0), ShardRange(0, source_id(1), source_id(9), 0)):
+        assert not store.holds_any(shard, of="transaction")
+    store.insert_rows([make_row(7)])
+    assert not store.is_empty(of="transaction")
+    assert store.holds_any(ShardRange(0, source_id(1), source_id(9), 0), of="transaction")
+    assert not store.holds_any(ShardRange(0, source_id(1), source_id(7), 0), of="transaction")
 
 
 def test_records_are_counted_by_contract_once_each_and_other_sources_not(store: VectorStore) -> None:

@@ -52,6 +52,8 @@ def require_nothing_to_do(pipeline: Pipeline) -> None:
 def test_every_record_of_every_source_is_written_or_refused_and_a_second_run_does_nothing(filled: Pipeline) -> None:
     report = filled.migrate(sources=EVERYTHING)
     assert list(report["by_source"]) == [PLURALS[name] for name in EVERYTHING]
+    # What the sources before it stored makes no source's first load look for what can't be there.
+    assert all(job["metadata"]["choices"]["targetWasEmpty"] for job in filled.jobs())
     stored = stored_by_source(filled)
     assert stored.keys() == {PLURALS[name] for name in EVERYTHING}
     for source, one in report["by_source"].items():

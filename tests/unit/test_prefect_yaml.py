@@ -15,15 +15,17 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 
 from deployments.work_pool import POOL, queues, worker_limit
+from tasks.domain.registry import PLURALS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
 FILE: dict[str, Any] = yaml.safe_load(TEXT)
 DEPLOYMENTS: dict[str, dict[str, Any]] = {deployment["name"]: deployment for deployment in FILE["deployments"]}
 
-#: What only the load that starts it can say.
+#: What only the load, or the person, that starts it can say.
 REQUIRED: dict[str, dict[str, Any]] = {
-    "partition": {"run_key": "20260101T000000-0a1b2c3d", "number": 0, "load_run": "a flow run"}
+    "partition": {"run_key": "20260101T000000-0a1b2c3d", "number": 0, "load_run": "a flow run"},
+    "build-generation": {"name": "next"},
 }
 
 each_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS.values(), ids=DEPLOYMENTS.keys())
@@ -36,7 +38,7 @@ def load(deployment: dict[str, Any]) -> Flow[..., Any]:
 @each_deployment
 def test_an_entrypoint_is_a_module_path_to_the_flow_of_that_name(deployment: dict[str, Any]) -> None:
     assert re.fullmatch(r"flows(\.\w+)+", deployment["entrypoint"])
-    flow = deployment["entrypoint"].rpartition(".")[2]
+    flow = deployment["entrypoint"].rpartition(".")[2].replace("_", "-")
     assert load(deployment).name == flow
     assert deployment["name"].startswith(flow)
 
@@ -76,14 +78,18 @@ def test_a_schedule_has_a_time_zone_and_a_name_of_its_own(deployment: dict[str, 
     assert len({schedule["slug"] for schedule in schedules}) == len(schedules)
 
 
-def test_every_flow_with_a_file_of_its_own_has_a_deployment() -> None:
-    flows = [
-        path.stem
+def test_every_flow_has_a_deployment() -> None:
+    flows = {
+        name
         for path in sorted((ROOT / "flows").glob("*.py"))
-        if re.search(rf'^@flow\(\s*name="{path.stem}"', path.read_text(encoding="utf-8"), re.MULTILINE)
-    ]
-    assert "migrate" in flows
-    assert sorted({deployment["entrypoint"].rpartition(".")[2] for deployment in DEPLOYMENTS.values()}) == flows
+        for name in re.findall(r'^@flow\(\s*name="([\w-]+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert {"migrate", "build-generation"} <= flows
+    assert {load(deployment).name for deployment in DEPLOYMENTS.values()} == flows
+
+
+def test_each_night_every_source_is_compared() -> None:
+    assert DEPLOYMENTS["reconcile"]["parameters"]["sources"] == list(PLURALS)
 
 
 @pytest.mark.parametrize("child_runs", [1, 2, 5])
