@@ -56,6 +56,15 @@ BatchOption = Annotated[
 BudgetOption = Annotated[
     float | None, typer.Option(min=0.000001, help="Dollars for embeddings; at that the run stops, and can go on.")
 ]
+AcceptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A finding about the data that is meant, by the name that a stopped run gives: fewer, missing:to."
+    ),
+]
+DataDocsOption = Annotated[
+    bool, typer.Option("--data-docs", help="Judge a small run with Great Expectations too, and write Data Docs.")
+]
 RetriesOption = Annotated[int, typer.Option(min=0, max=10, help="How often a failed stage is tried again.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Count rows, tokens, cost and time; write nothing, embed nothing.")
@@ -87,6 +96,8 @@ def migrate(
     child_runs: ChildRunsOption = 0,
     batch: BatchOption = False,
     budget_usd: BudgetOption = None,
+    accept: AcceptOption = None,
+    data_docs: DataDocsOption = False,
     retries: RetriesOption = 3,
     dry_run: DryRunOption = False,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Do not take up an unfinished run.")] = False,
@@ -115,6 +126,8 @@ def migrate(
             "child_runs": child_runs,
             "batch": batch,
             "budget_usd": budget_usd,
+            "accept": list(accept or []),
+            "data_docs": data_docs,
             "retries": retries,
             "dry_run": dry_run,
             "resume": not no_resume,
@@ -145,6 +158,8 @@ def backfill(
     child_runs: ChildRunsOption = 0,
     batch: BatchOption = False,
     budget_usd: BudgetOption = None,
+    accept: AcceptOption = None,
+    data_docs: DataDocsOption = False,
     retries: RetriesOption = 3,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -167,6 +182,8 @@ def backfill(
             "child_runs": child_runs,
             "batch": batch,
             "budget_usd": budget_usd,
+            "accept": list(accept or []),
+            "data_docs": data_docs,
             "retries": retries,
             "dry_run": dry_run,
         }
@@ -355,7 +372,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     """Return what programs read of a load's report."""
     summary = {name: report[name] for name in SUMMARY_FIELDS}
     if report["dry_run"]:
-        summary |= {name: report[name] for name in ("dry_run", "quota_seconds", "tier_seconds")}
+        summary |= {name: report[name] for name in ("dry_run", "quota_seconds", "tier_seconds", "quality")}
     return summary
 
 
@@ -387,6 +404,9 @@ def print_report(report: dict[str, Any]) -> None:
         from flows.progress import duration
 
         rows.extend((f"  in {name}", duration(seconds)) for name, seconds in report["tier_seconds"].items())
+    quality = report.get("quality")
+    if quality:
+        rows.append(("quality of the data", quality["verdict"]))
     table = Table(title="What a run would do" if dry else "What the run did", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -401,5 +421,9 @@ def print_report(report: dict[str, Any]) -> None:
             console.print(
                 f"Each with its record: db.deadletters.find({{runId: '{report['flow_run_id']}'}})", soft_wrap=True
             )
+    for finding in quality["findings"] if quality else ():
+        console.print(finding, soft_wrap=True, markup=False)
+    if quality and quality["docs"]:
+        console.print(f"Data Docs: {quality['docs']}", soft_wrap=True, markup=False)
     if report["arrived"]:
         console.print(f"{report['arrived']:,} records arrived while it ran; the next run takes them.")

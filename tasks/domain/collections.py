@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # who looks up a name need not wait for numpy
 VECTORS, JOBS, STATS = "vectordocuments", "embeddingjobs", "embeddingstats"
 DEAD_LETTERS, CHECKPOINTS, STORE = "deadletters", "ragcheckpoints", "ragstore"
 INCIDENTS = "ragincidents"
+PROFILES = "ragprofiles"
 
 #: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
 LOOKUP_INDEX = "documentId_stored_as"
@@ -282,7 +283,29 @@ INCIDENT_BOOK = Collection(
     ),
 )
 
-COLLECTIONS = (VECTOR_DOCUMENTS, EMBEDDING_JOBS, EMBEDDING_STATS, DEAD_LETTER_BOX, RUN_CHECKPOINTS, INCIDENT_BOOK)
+#: What the last good run of each source found it to be like; its ``_id`` is the source's name.
+PROFILE_BOOK = Collection(
+    PROFILES,
+    _document(
+        ["runId", "generation", "read", "profile", "updatedAt"],
+        runId=_TEXT,
+        generation=_TEXT,
+        read=_NUMBER,
+        profile={"bsonType": "binData"},
+        updatedAt=_DATE,
+    ),
+    (),
+)
+
+COLLECTIONS = (
+    VECTOR_DOCUMENTS,
+    EMBEDDING_JOBS,
+    EMBEDDING_STATS,
+    DEAD_LETTER_BOX,
+    RUN_CHECKPOINTS,
+    INCIDENT_BOOK,
+    PROFILE_BOOK,
+)
 
 VECTOR_INDEX = "vector_index"
 VECTOR_FILTERS = (

@@ -16,7 +16,7 @@ from tasks.domain.vectors import EmbedderFacts
 from tasks.domain.windows import Window
 
 #: Raise it when a stage's files change their meaning: an unfinished run of the older code then starts over.
-SHARD_SCHEMA = 3
+SHARD_SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ class Run:
     ``may_have_written`` says that rows of this work may be stored already: they count as written, not as found
     unchanged. With ``rebuild`` every text is embedded again, changed or not; with ``thorough`` every record's documents
     are looked at, and those that it doesn't make are removed. ``owners`` stands for the contracts and teams by which
-    records are given away.
+    records are given away. ``planned`` records are to be read, which chooses those that are followed (0: all of them;
+    None: none, for work that is no load). ``accept`` names findings about the data that a person means.
     """
 
     key: str
@@ -92,6 +93,8 @@ class Run:
     thorough: bool = False
     owners: str = ""
     began_ms: int | None = None
+    planned: int | None = None
+    accept: tuple[str, ...] = ()
 
     @property
     def may_skip(self) -> bool:

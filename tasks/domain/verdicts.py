@@ -231,6 +231,11 @@ class Finding:
         shown = f", for example {', '.join(self.examples)}" if self.examples else ""
         return f"{self.words}{shown}"
 
+    def is_among(self, names: Collection[str]) -> bool:
+        """Return whether one of the names means it."""
+        of_all = self.name.removeprefix("row_")
+        return not {self.name, of_all, f"{self.name}:{self.about}", f"{of_all}:{self.about}"}.isdisjoint(names)
+
     def to_record(self) -> dict[str, Any]:
         """Return it as plain values."""
         return {**asdict(self), "action": self.action.name.lower()}
@@ -308,12 +313,12 @@ class Judgement:
         return [finding for finding in self.findings if finding.action == action]
 
     def accepting(self, names: Collection[str]) -> Judgement:
-        """Return the judgement with findings that a person has looked at (``fewer``, ``missing:to``) as warnings."""
+        """Return the judgement with findings that a person has looked at (``fewer``, ``missing:to``) as warnings.
+
+        What is meant of all records is meant of those that are looked at one by one (``row_missing:to``).
+        """
         findings = tuple(
-            replace(finding, action=Action.WARN)
-            if {finding.name, f"{finding.name}:{finding.about}"} & {*names}
-            else finding
-            for finding in self.findings
+            replace(finding, action=Action.WARN) if finding.is_among(names) else finding for finding in self.findings
         )
         return replace(self, findings=findings, accepted=frozenset(names))
 

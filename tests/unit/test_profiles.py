@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.domain.columns import Columns
 from tasks.domain.documents import Document
 from tasks.domain.profiles import (
     BINS_PER_DECADE,
@@ -26,7 +27,6 @@ from tasks.domain.profiles import (
     OTHERS,
     SWAPPED,
     WITNESSES,
-    Columns,
     Profile,
     hash_of,
     observe,
