@@ -19,7 +19,7 @@ from flows.jobs import Job
 from flows.stages import whole
 from tasks.domain.errors import TerminalError
 from tasks.domain.manifests import Manifest
-from tasks.domain.measures import Reach, Stored, ids_to_read_again, next_baseline
+from tasks.domain.measures import Reach, Stored, next_baseline
 from tasks.domain.profiles import IDS_KEPT, Profile
 from tasks.domain.rows import read_vector
 from tasks.domain.runs import Run
@@ -128,8 +128,8 @@ def _beginning_anew(job: Job) -> Iterator[None]:
 
 
 def _find_documents(source: str, profile: Profile, vectors: VectorStore) -> Sequence[dict[str, Any]]:
-    """Return the vector documents of the records that a run followed."""
-    ids = [ObjectId(record) for record in ids_to_read_again(profile)[:IDS_KEPT]]
+    """Return the vector documents of some records of a run, whether it wrote them or left them as they were."""
+    ids = [ObjectId(record) for record in sorted(profile.seen)[:IDS_KEPT] if ObjectId.is_valid(record)]
     found = vectors.find_documents(source, ids, whole=True)
     return [document_row(document, dimensions=len(read_vector(document["embedding"]))) for document in found]
 

@@ -37,6 +37,7 @@ from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, Shard, ShardRange
 from tasks.domain.tables import from_table
+from tasks.domain.verdicts import DELETIONS
 from tasks.domain.windows import Window
 from tasks.extract import extract_shard, in_window, source_criteria
 from tasks.policy import STAGE
@@ -118,7 +119,7 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
     while True:
         if not prepared:
             prepare(parts, replace_model=options.replace_model, loading=True)
-        run = replace(new_run(scope, parts, bulk=True, rebuild=options.rebuild), accept=options.accept)
+        run = replace(new_run(scope, parts, bulk=True, rebuild=options.rebuild), accept=_accepted(options))
         origin = job_origin(
             kind,
             work,
@@ -128,7 +129,7 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
             rebuild=options.rebuild,
             targetWasEmpty=run.target_was_empty,
             budgetUsd=options.budget_usd,
-            accept=list(options.accept),
+            accept=list(_accepted(options)),
         )
         parts.stopping.clear()
         job = take_up(run, origin, parts, resume=resume)
@@ -153,6 +154,11 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
                 get_run_logger().warning("dead letters by reason: %s", by_reason(report.refused))
             return report
         resume = True
+
+
+def _accepted(options: LoadOptions) -> tuple[str, ...]:
+    """Return the findings that a person means: who lets orphans be removed knows that records are gone."""
+    return (*options.accept, *(DELETIONS if options.remove_orphans else ()))
 
 
 def load_each(
@@ -369,7 +375,7 @@ def _reconcile(
 
 def rehearse(scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> LoadReport:
     """Return what a load would do: read, describe and compare, but embed and write nothing."""
-    run = replace(new_run(scope, parts, bulk=True, rebuild=options.rebuild), accept=options.accept)
+    run = replace(new_run(scope, parts, bulk=True, rebuild=options.rebuild), accept=_accepted(options))
     rehearsal = Rehearsal(batch=options.batch)
     try:
         shards = plan_shards(parts.source, whole(parts.owners), scope, options.shard_rows)
