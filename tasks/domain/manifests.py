@@ -125,7 +125,7 @@ class Manifest:
             "embedded": self.embedded,
             "tokens": self.tokens,
             "batch_tokens": self.batch_tokens,
-            "profile": self.packed,
+            **({"profile": self.packed} if self.packed else {}),
         }
 
     @classmethod
