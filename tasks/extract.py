@@ -28,7 +28,7 @@ from tasks.domain.owners import Owners
 from tasks.domain.profiles import Profile, observe, seen_share_for, share_for
 from tasks.domain.rows import encode_head
 from tasks.domain.runs import Run, Scope
-from tasks.domain.shards import Shard, ShardRange
+from tasks.domain.shards import Shard, ShardFile, ShardRange
 from tasks.domain.sources import Source
 from tasks.domain.tables import schema_of, to_table
 from tasks.domain.vectors import EmbedderFacts
@@ -174,17 +174,21 @@ def _write(run: Run, number: int, records: Iterable[RawRecord], describing: _Des
     refused = store.write_table(run.key, f"{name}.refused-extract", to_table(DeadLetter, describing.letters))
     unchanged = describing.unchanged
     left = store.write_table(run.key, f"{name}.unchanged", to_table(UnchangedRecord, unchanged)) if unchanged else None
-    observed = describing.observed
-    seen = store.write_table(run.key, f"{name}.observed", pa.concat_tables(observed)) if observed else None
     return Shard(
         number=number,
         read=read,
         rows=sink.file,
         refused=(refused,),
         unchanged=left,
-        observed=seen,
+        observed=_write_observed(run, name, describing, store),
         profile=_profile(run, describing).to_bytes(),
     )
+
+
+def _write_observed(run: Run, name: str, describing: _Describing, store: ShardStore) -> ShardFile | None:
+    if not describing.observed:
+        return None
+    return store.write_table(run.key, f"{name}.observed", pa.concat_tables(describing.observed))
 
 
 def _profile(run: Run, describing: _Describing) -> Profile:
