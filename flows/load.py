@@ -393,13 +393,19 @@ def rehearse(scope: Scope, parts: Parts, options: LoadOptions, *, began: float) 
     return make_report(run, rehearsal.manifest, parts, began, dry_run=True, quality=in_words(judgements))
 
 
-def describe(
-    run: Run, extracted: Shard, parts: Parts, *, judged: bool = True
-) -> tuple[list[DescribedChunk], list[DeadLetter], bytes]:
-    """Return an extracted shard's chunks, compared with the store, its dead letters and its profile; drop its files.
+def describe(run: Run, extracted: Shard, parts: Parts) -> tuple[list[DescribedChunk], list[DeadLetter]]:
+    """Return an extracted shard's chunks, compared with the store, and all its dead letters; drop its files.
 
-    ``judged`` is as in ``validate_shard``.
+    Whatever is stored was judged then: nothing more is withheld than was before.
     """
+    chunks, letters, _ = _describe(run, extracted, parts, judged=False)
+    return chunks, letters
+
+
+def _describe(
+    run: Run, extracted: Shard, parts: Parts, *, judged: bool
+) -> tuple[list[DescribedChunk], list[DeadLetter], bytes]:
+    """Return what ``describe`` does, and the shard's profile; ``judged`` is as in ``validate_shard``."""
     validated: Shard = validate_shard(whole(run), extracted, parts.source, parts.store, parts.vectors, judged=judged)
     shard: Shard = chunk_shard(
         whole(run), validated, parts.store, parts.source, parts.vectors, whole(parts.facts), whole(parts.size)
@@ -422,7 +428,7 @@ class Rehearsal:
         """Describe and compare one extracted shard, and count what would be done."""
         if extracted.unchanged is not None:
             self.manifest.add_unchanged(count_unchanged(parts.store.read_table(extracted.unchanged)))
-        chunks, letters, profile = describe(run, extracted, parts)
+        chunks, letters, profile = _describe(run, extracted, parts, judged=True)
         self.manifest.merge(Manifest(packed=profile))
         changed: dict[str, bool] = {}
         owners: dict[str, Owner] = {}

@@ -219,8 +219,7 @@ def _compare_all(run: Run, parts: Parts, shard_rows: int) -> Differences:
 def _compare(run: Run, planned: ShardRange, parts: Parts) -> Differences:
     """Return what differs in one range of the source."""
     shard = extract_shard(whole(run), planned, *extract_arguments(parts), look_at_all=True)
-    # Whatever is stored was judged then; what was withheld stays so.
-    chunks, letters, _ = describe(run, shard, parts, judged=False)
+    chunks, letters = describe(run, shard, parts)
     found: Differences = compare_shard(
         planned, shard.read, whole(chunks), whole(letters), run.scope.source, parts.source, parts.vectors
     )
