@@ -22,13 +22,14 @@ def main() -> None:
     chosen = parser.parse_args()
 
     from benchmarks.embedders import Requests, instead_of_gemini, make_call
+    from benchmarks.judging import counting_judging
     from benchmarks.processes import peak_mb
     from deployments.console import quiet_prefect, services
     from deployments.runs import run_migrate
 
     requests = Requests()
     call = make_call(requests, latency_s=chosen.latency_ms / 1000, at_once=chosen.at_once)
-    with instead_of_gemini(call), quiet_prefect(), services():
+    with instead_of_gemini(call), quiet_prefect(), services(), counting_judging() as judging:
         ready_s, began_s = time.process_time(), time.monotonic()
         report = run_migrate(chosen.parameters)
         figures = {
@@ -36,6 +37,7 @@ def main() -> None:
             "embedder": requests.to_record(),
             "starting_cpu_s": round(ready_s, 3),
             "run_cpu_s": round(time.process_time() - ready_s, 3),
+            "judging_cpu_s": round(judging.cpu_s, 3),
             "run_wall_s": round(time.monotonic() - began_s, 3),
             "peak_mb": round(peak_mb(os.getpid()), 1),
         }

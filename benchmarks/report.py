@@ -101,6 +101,14 @@ def _throughput(results: Results) -> Iterator[Figure]:
                 f"first load, {load['rows']:,} rows: against the limit with mongod's default compression",
                 f"{load['cpu_s']['total'] / plain['cpu_s']['total']:.2f} ({_cpu(load)} / {_cpu(plain)})",
             )
+        if "judging_cpu_s" in load:
+            ratio = load["judging_cpu_s"] / load["cpu_s"]["total"]
+            yield Figure(
+                f"first load, {load['rows']:,} rows: share of judging the data, with the forecast",
+                f"{ratio:.1%} ({load['judging_cpu_s']:.2f} CPU s)",
+                "under 3 %",
+                ratio < 0.03,
+            )
         nothing = results.get("orchestration", load["rows"])
         if nothing is not None:
             client = nothing["client_cpu_s"] + nothing["flow_cpu_s"]

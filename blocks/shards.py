@@ -74,6 +74,9 @@ class ShardStore(Block):
     folder: Path = Field(description="Folder of this machine: for the files, or for copies of what is shared.")
     shared: Path | None = Field(default=None, description="Folder that all machines mount; it must be there.")
     bucket: S3Bucket | None = Field(default=None, description="Bucket that all machines reach.")
+    docs: Path | None = Field(
+        default=None, description="Folder of this machine for the pages on the quality of runs' data (Data Docs)."
+    )
 
     _objects: ObjectStore | None = PrivateAttr(default=None)
 

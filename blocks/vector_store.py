@@ -24,12 +24,13 @@ from blocks.mongo import MongoDatabase, Record, mongo_errors
 from tasks.domain import collections as schema
 from tasks.domain.batches import batched
 from tasks.domain.collections import Collection, Index
-from tasks.domain.dead_letters import DeadLetter, record_key
+from tasks.domain.dead_letters import WITHHELD, DeadLetter, record_key
 from tasks.domain.digests import StoredRecord
 from tasks.domain.documents import holder_of, make_key
 from tasks.domain.errors import ShardDamagedError, TerminalError
 from tasks.domain.generations import FIRST, Book, EmbedderName, Generation, own_key, own_name
 from tasks.domain.manifests import Manifest, ShardOutcome
+from tasks.domain.profiles import Profile
 from tasks.domain.quotas import Allowance, Spending, quota_day
 from tasks.domain.registry import PLURALS, describer_version
 from tasks.domain.rows import RowChange, Stored, VectorForm
@@ -511,9 +512,11 @@ class VectorStore(MongoDatabase):
             rows = list(self.open_database()[self.vectors_name].aggregate(counted, allowDiskUse=True))
             return int(rows[0]["records"]) if rows else 0
 
-    def find_documents(self, source: str, source_ids: Sequence[ObjectId], *, more: Sequence[str] = ()) -> list[Record]:
-        """Return id, record, team and lineage, and ``more``, of the vector documents of these records of a source."""
-        fields = dict.fromkeys(("documentId", "sourceId", "teamId", "lineage", *more), 1)
+    def find_documents(
+        self, source: str, source_ids: Sequence[ObjectId], *, more: Sequence[str] = (), whole: bool = False
+    ) -> list[Record]:
+        """Return id, record, team and lineage, and ``more``, of these records' vector documents, or all of each."""
+        fields = None if whole else dict.fromkeys(("documentId", "sourceId", "teamId", "lineage", *more), 1)
         with mongo_errors("reading vector documents", self.setting):
             rows = self.open_database()[self.vectors_name].find({"sourceId": {"$in": list(source_ids)}}, fields)
             # Another source's record may have the same id.
@@ -684,6 +687,14 @@ class VectorStore(MongoDatabase):
         with mongo_errors("reading dead letters", self.setting):
             box = self.open_database()[self.letters_name]
             criteria = {"sourceType": source_type, "sourceId": {"$in": list(ids)}, "status": "open"}
+            return {record_key(row["sourceId"]) for row in box.find(criteria, {"sourceId": 1})}
+
+    def find_withheld(self, source_type: str, ids: Iterable[Any]) -> set[bytes]:
+        """Return the ``record_key`` of those record ids that judging withheld, and nobody has released since."""
+        with mongo_errors("reading dead letters", self.setting):
+            box = self.open_database()[self.letters_name]
+            criteria = {"sourceType": source_type, "sourceId": {"$in": list(ids)}, "status": "open"}
+            criteria["code"] = {"$regex": f"^{WITHHELD}"}
             return {record_key(row["sourceId"]) for row in box.find(criteria, {"sourceId": 1})}
 
     def read_dead_letter_ids(self, source_type: str) -> Iterator[Any]:
@@ -899,6 +910,35 @@ class VectorStore(MongoDatabase):
         with mongo_errors("reading whether a source is loaded", self.setting):
             ids = [self._key(f"loaded:{source_type}"), self._key(f"position:{source_type}")]
             return self.open_database()[schema.STORE].find_one({"_id": {"$in": ids}}, {"_id": 1}) is not None
+
+    # -- what sources are like --------------------------------------------------------------------------------
+
+    def load_profile(self, source: str) -> Profile | None:
+        """Return what the last good run found a source to be like, or None before there was one.
+
+        It is the whole store's, but for its number of documents, which is that of one generation.
+        """
+        with mongo_errors("reading what a source is like", self.setting):
+            box = self.open_database().get_collection(schema.PROFILES, read_concern=ReadConcern("majority"))
+            row = box.find_one({"_id": source})
+        profile = Profile.from_bytes(row["profile"]) if row else None
+        if profile is not None and row is not None and row["generation"] != self.generation_name:
+            profile.documents = 0
+        return profile
+
+    def save_profile(self, profile: Profile, *, run_id: str, now: datetime) -> None:
+        """Put down what a good run found its source to be like: later ones are held against it."""
+        row = {
+            "_id": profile.source,
+            "runId": run_id,
+            "generation": self.generation_name,
+            "read": profile.read,
+            "profile": profile.to_bytes(),
+            "updatedAt": now,
+        }
+        with mongo_errors("writing what a source is like", self.setting):
+            box = self.open_database().get_collection(schema.PROFILES, write_concern=_DURABLE)
+            box.replace_one({"_id": row["_id"]}, row, upsert=True)
 
     # -- checkpoints and jobs ---------------------------------------------------------------------------------
 

@@ -120,7 +120,9 @@ def _shards(settings: Settings) -> ShardStore:
             access_key=keys[0],
             secret_key=keys[1],
         )
-    return ShardStore(folder=settings.shards_folder, shared=settings.shared_shards, bucket=bucket)
+    return ShardStore(
+        folder=settings.shards_folder, shared=settings.shared_shards, bucket=bucket, docs=settings.home / "quality"
+    )
 
 
 def _gemini(settings: Settings, api_key: SecretStr) -> GeminiEmbedder:

@@ -61,6 +61,15 @@ BatchOption = Annotated[
 BudgetOption = Annotated[
     float | None, typer.Option(min=0.000001, help="Dollars for embeddings; at that the run stops, and can go on.")
 ]
+AcceptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A finding about the data that is meant, by the name that a stopped run gives: fewer, missing:to."
+    ),
+]
+DataDocsOption = Annotated[
+    bool, typer.Option("--data-docs", help="Judge a small run with Great Expectations too, and write Data Docs.")
+]
 RetriesOption = Annotated[int, typer.Option(min=0, max=10, help="How often a failed stage is tried again.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Count rows, tokens, cost and time; write nothing, embed nothing.")
@@ -104,6 +113,8 @@ def migrate(
     child_runs: ChildRunsOption = 0,
     batch: BatchOption = False,
     budget_usd: BudgetOption = None,
+    accept: AcceptOption = None,
+    data_docs: DataDocsOption = False,
     retries: RetriesOption = 3,
     dry_run: DryRunOption = False,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Do not take up an unfinished run.")] = False,
@@ -133,6 +144,8 @@ def migrate(
             "child_runs": child_runs,
             "batch": batch,
             "budget_usd": budget_usd,
+            "accept": list(accept or []),
+            "data_docs": data_docs,
             "retries": retries,
             "dry_run": dry_run,
             "resume": not no_resume,
@@ -163,6 +176,8 @@ def backfill(
     child_runs: ChildRunsOption = 0,
     batch: BatchOption = False,
     budget_usd: BudgetOption = None,
+    accept: AcceptOption = None,
+    data_docs: DataDocsOption = False,
     retries: RetriesOption = 3,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -185,6 +200,8 @@ def backfill(
             "child_runs": child_runs,
             "batch": batch,
             "budget_usd": budget_usd,
+            "accept": list(accept or []),
+            "data_docs": data_docs,
             "retries": retries,
             "dry_run": dry_run,
         }
@@ -374,7 +391,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     """Return what programs read of a load's report."""
     summary = {name: report[name] for name in SUMMARY_FIELDS}
     if report["dry_run"]:
-        summary |= {name: report[name] for name in ("dry_run", "quota_seconds", "tier_seconds")}
+        summary |= {name: report[name] for name in ("dry_run", "quota_seconds", "tier_seconds", "quality")}
     if report.get("choices"):
         summary["choices"] = report["choices"]
     return summary
@@ -442,6 +459,9 @@ def print_report(report: dict[str, Any], *, kind: Kind = "migrate") -> None:
         from flows.progress import duration
 
         rows.extend((f"  in {name}", duration(seconds)) for name, seconds in report["tier_seconds"].items())
+    quality = report.get("quality")
+    if quality:
+        rows.append(("quality of the data", quality["verdict"]))
     table = Table(title="What a run would do" if dry else "What the run did", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -460,6 +480,10 @@ def print_report(report: dict[str, Any], *, kind: Kind = "migrate") -> None:
             )
     if report.get("choices"):
         _print_choices(console, report["choices"])
+    for finding in quality["findings"] if quality else ():
+        console.print(finding, soft_wrap=True, markup=False)
+    if quality and quality["docs"]:
+        console.print(f"Data Docs: {quality['docs']}", soft_wrap=True, markup=False)
     if report["arrived"]:
         console.print(f"{report['arrived']:,} records arrived while it ran; the next run takes them.")
 

@@ -19,11 +19,13 @@ from flows.jobs import was_begun
 from flows.load import LoadOptions, load, load_each, make_scope, prepare, rehearse
 from flows.parameters import (
     TRANSACTIONS,
+    Accept,
     Batch,
     BatchPollSeconds,
     Budget,
     ChildRuns,
     ContractIds,
+    DataDocs,
     DryRun,
     End,
     GenerationName,
@@ -85,6 +87,8 @@ def backfill(
     batch_poll_seconds: BatchPollSeconds = DEFAULT_POLL_S,
     budget_usd: Budget = None,
     dry_run: DryRun = False,
+    accept: Accept = [],  # noqa: B006
+    data_docs: DataDocs = False,
     generation: GenerationName = None,
     retries: Retries = DEFAULT_RETRIES,
 ) -> State[dict[str, Any]]:
@@ -105,6 +109,8 @@ def backfill(
         rebuild=rebuild == "everything",
         batch=batch,
         batch_poll_s=batch_poll_seconds,
+        accept=tuple(accept),
+        data_docs=data_docs,
     )
     if batch:
         require_batches(parts, child_runs=child_runs)

@@ -20,6 +20,7 @@ from flows.batches import DEFAULT_POLL_S, drop_batches, finish_in_batches, settl
 from flows.blocks import Parts, PipelineEmbedder
 from flows.forecast import forecast_load
 from flows.jobs import STOP_WITHIN_S, Job, at_work, forget, job_origin, new_run, take_up
+from flows.judging import Judging, in_words
 from flows.partition import find_child_ids, finish_in_children, require_no_children, work_fingerprint
 from flows.pauses import pause_for_a_person, pause_until_jobs_may_be_over, pause_until_the_quota_is_back
 from flows.progress import Progress
@@ -37,6 +38,7 @@ from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run, Scope
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT, Shard, ShardRange
 from tasks.domain.tables import from_table
+from tasks.domain.verdicts import DELETIONS
 from tasks.domain.windows import Window
 from tasks.extract import extract_shard, in_window, source_criteria
 from tasks.policy import STAGE
@@ -57,7 +59,9 @@ Kind = Literal["migrate", "backfill"]
 class LoadOptions:
     """How a scope is loaded. ``child_runs`` of 0 means in this process; ``budget_usd`` of None means no budget.
 
-    ``batch`` is no part of the work: what was begun with it may be finished without, and the other way round.
+    ``batch`` is no part of the work: what was begun with it may be finished without, and the other way round; nor is
+    ``accept``, which names findings about the data that a person means. With ``data_docs`` Great Expectations judges a
+    small run too.
     """
 
     shard_rows: int = DEFAULT_SHARD_ROWS
@@ -70,6 +74,8 @@ class LoadOptions:
     rebuild: bool = False
     batch: bool = False
     batch_poll_s: float = DEFAULT_POLL_S
+    accept: tuple[str, ...] = ()
+    data_docs: bool = False
 
 
 def make_scope(
@@ -118,7 +124,7 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
     while True:
         if not prepared:
             prepare(parts, replace_model=options.replace_model, loading=True)
-        run = new_run(scope, parts, bulk=True, rebuild=options.rebuild)
+        run = replace(new_run(scope, parts, bulk=True, rebuild=options.rebuild), accept=_accepted(options))
         origin = job_origin(
             kind,
             work,
@@ -128,6 +134,7 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
             rebuild=options.rebuild,
             targetWasEmpty=run.target_was_empty,
             budgetUsd=options.budget_usd,
+            accept=list(_accepted(options)),
         )
         parts.stopping.clear()
         job = take_up(run, origin, parts, resume=resume)
@@ -152,6 +159,11 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
                 get_run_logger().warning("dead letters by reason: %s", by_reason(report.refused))
             return report
         resume = True
+
+
+def _accepted(options: LoadOptions) -> tuple[str, ...]:
+    """Return the findings that a person means: who lets orphans be removed knows that records are gone."""
+    return (*options.accept, *(DELETIONS if options.remove_orphans else ()))
 
 
 def load_each(
@@ -225,11 +237,13 @@ def plan_shards(source: MongoSource, owners: Owners, scope: Scope, shard_rows: i
 def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> tuple[LoadReport, StageTimes]:
     """Run every unfinished shard through the stages, reconcile, and keep the job's record true throughout."""
     logger = get_run_logger()
-    run, vectors, manifest = job.run, parts.vectors, job.manifest
+    vectors, manifest = parts.vectors, job.manifest
+    judging = Judging(job.run, parts, prove=options.data_docs)
+    shards = _plan(job, parts, options, judging)
+    job.total = sum(shard.planned for shard in shards)
+    run = job.run = replace(job.run, planned=job.total)
     work = StageWork(run, parts, in_flight=options.shards_in_flight)
     try:
-        shards = _plan(job, parts, options)
-        job.total = sum(shard.planned for shard in shards)
         # What was given to other owners than today's is looked at again.
         finished = vectors.load_checkpoints(run.key, owners=run.owners)
         resumed_shards = len(finished)
@@ -249,6 +263,7 @@ def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> tu
             progress.done, progress.dead_lettered = manifest.total.read, manifest.total.dead_lettered
             announcer.tell()
             job.save("processing", left_s=progress.seconds_left)
+            judging.judge_so_far(job)
         manifest.require_closed("the run")
         _make_indexes.with_options(retries=parts.retries)(parts.vectors, parts.facts.dimensions, wait_for=checkpoints)
         result = _reconcile(run, shards, counts, manifest, parts, options.remove_orphans, after=checkpoints)
@@ -260,6 +275,7 @@ def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> tu
                 + "; ".join(result.differences[:_SHOWN_DIFFERENCES])
                 + ". Run it again: it looks at every record anew, writes what is missing and leaves the rest"
             )
+        judgements = judging.judge_end(job, result)
         if job.origin.kind == "migrate" and run.scope.whole:
             _hand_over(run, parts)
     except BaseException as error:
@@ -269,13 +285,20 @@ def _carry_out(job: Job, parts: Parts, options: LoadOptions, began: float) -> tu
     announcer.finish()
     forecast = job.choices.get("forecast")
     report = make_report(
-        job.run, manifest, parts, began, resumed_shards=resumed_shards, result=result, forecast=forecast
+        job.run,
+        manifest,
+        parts,
+        began,
+        resumed_shards=resumed_shards,
+        result=result,
+        forecast=forecast,
+        quality=in_words(judgements),
     )
     return report, work.times
 
 
-def _plan(job: Job, parts: Parts, options: LoadOptions) -> list[ShardRange]:
-    """Return the run's shards: as they were cut when it began, or cut now."""
+def _plan(job: Job, parts: Parts, options: LoadOptions, judging: Judging) -> list[ShardRange]:
+    """Return the run's shards: as they were cut when it began, or cut now, if some of their records may be paid for."""
     run, store = job.run, parts.store
     shards = store.read_plan(run.key) if job.previous else None
     if shards is None:
@@ -283,9 +306,13 @@ def _plan(job: Job, parts: Parts, options: LoadOptions) -> list[ShardRange]:
         shards = plan_shards.with_options(retries=parts.retries)(
             parts.source, whole(parts.owners), run.scope, options.shard_rows
         )
-        store.write_plan(run.key, shards, operation_time=moment)
-        forecast = forecast_load.with_options(retries=parts.retries)(whole(run), whole(shards), whole(parts))
+        forecast, sample = forecast_load.with_options(retries=parts.retries)(
+            whole(run), whole(shards), whole(parts), whole(judging.before)
+        )
         job.note(forecast=forecast.to_record())
+        judging.judge_plan(sample, sum(shard.planned for shard in shards))
+        # What has a plan may be taken up, and is not judged again from the beginning.
+        store.write_plan(run.key, shards, operation_time=moment)
     return shards
 
 
@@ -354,32 +381,45 @@ def _reconcile(
 def rehearse(scope: Scope, parts: Parts, options: LoadOptions, *, began: float) -> LoadReport:
     """Return what a load would do: read, describe and compare, but embed and write nothing."""
     parts = parts.of_source(scope.source)
-    run = new_run(scope, parts, bulk=True, rebuild=options.rebuild)
+    run = replace(new_run(scope, parts, bulk=True, rebuild=options.rebuild), accept=_accepted(options))
     rehearsal = Rehearsal(batch=options.batch)
     try:
         shards = plan_shards(parts.source, whole(parts.owners), scope, options.shard_rows)
         progress = Progress(sum(shard.planned for shard in shards))
+        run = replace(run, planned=progress.total)
         for planned in shards:
             shard = extract_shard(whole(run), planned, *extract_arguments(parts))
             rehearsal.add(run, shard, parts)
             progress.done = rehearsal.manifest.total.read
             progress.dead_lettered = rehearsal.manifest.total.dead_lettered
             progress.tell()
+        judgements = Judging(run, parts, prove=options.data_docs).judge_rehearsal(rehearsal.manifest)
     finally:
         parts.store.drop_run(run.key)
-    return make_report(run, rehearsal.manifest, parts, began, dry_run=True)
+    return make_report(run, rehearsal.manifest, parts, began, dry_run=True, quality=in_words(judgements))
 
 
 def describe(run: Run, extracted: Shard, parts: Parts) -> tuple[list[DescribedChunk], list[DeadLetter]]:
-    """Return an extracted shard's chunks, compared with the store, and all its dead letters; drop its files."""
-    validated = validate_shard(whole(run), extracted, parts.store)
+    """Return an extracted shard's chunks, compared with the store, and all its dead letters; drop its files.
+
+    Whatever is stored was judged then: nothing more is withheld than was before.
+    """
+    chunks, letters, _ = _describe(run, extracted, parts, judged=False)
+    return chunks, letters
+
+
+def _describe(
+    run: Run, extracted: Shard, parts: Parts, *, judged: bool
+) -> tuple[list[DescribedChunk], list[DeadLetter], bytes]:
+    """Return what ``describe`` does, and the shard's profile; ``judged`` is as in ``validate_shard``."""
+    validated: Shard = validate_shard(whole(run), extracted, parts.source, parts.store, parts.vectors, judged=judged)
     shard: Shard = chunk_shard(
         whole(run), validated, parts.store, parts.source, parts.vectors, whole(parts.facts), whole(parts.size)
     )
     chunks = list(from_table(DescribedChunk, parts.store.read_table(shard.rows)))
     letters = [letter for file in shard.refused for letter in from_table(DeadLetter, parts.store.read_table(file))]
     parts.store.drop_shard(run.key, shard.number)
-    return chunks, letters
+    return chunks, letters, validated.profile
 
 
 class Rehearsal:
@@ -394,7 +434,8 @@ class Rehearsal:
         """Describe and compare one extracted shard, and count what would be done."""
         if extracted.unchanged is not None:
             self.manifest.add_unchanged(count_unchanged(parts.store.read_table(extracted.unchanged)))
-        chunks, letters = describe(run, extracted, parts)
+        chunks, letters, profile = _describe(run, extracted, parts, judged=True)
+        self.manifest.merge(Manifest(packed=profile))
         changed: dict[str, bool] = {}
         owners: dict[str, Owner] = {}
         embedded, tokens = self.manifest.embedded, self.manifest.tokens

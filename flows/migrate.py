@@ -19,11 +19,13 @@ from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completio
 from flows.load import LoadOptions, load, load_each, make_scope, rehearse
 from flows.parameters import (
     TRANSACTIONS,
+    Accept,
     Batch,
     BatchPollSeconds,
     Budget,
     ChildRuns,
     ContractIds,
+    DataDocs,
     Documents,
     DryRun,
     End,
@@ -74,6 +76,8 @@ def migrate(
     remove_orphans: Annotated[
         bool, Field(description="Remove vectors of records gone from the source, however many they are.")
     ] = False,
+    accept: Accept = [],  # noqa: B006
+    data_docs: DataDocs = False,
     generation: GenerationName = None,
     retries: Retries = DEFAULT_RETRIES,
 ) -> State[dict[str, Any]]:
@@ -82,7 +86,9 @@ def migrate(
     Run it for the first load and whenever the store may lag behind. A rerun embeds and writes only what changed; a
     run that was cut off goes on at its first unfinished shard. Ends as completed when every record is written,
     unchanged or a dead letter with its reason; fails, with what to do, when source and store differ. Pauses by itself
-    while the day's quota is spent, and with ``batch`` while its jobs run. The result has the fields of ``LoadReport``.
+    while the day's quota is spent, and with ``batch`` while its jobs run. Fails, naming records, where the data can't
+    be what it should be: before anything is spent, if some of them show it; ``accept`` lets a finding pass. The result
+    has the fields of ``LoadReport``.
     Several sources are gone through one after the other, each with a job of its own. With ``documents`` their figures
     are brought up to date first, as ``aggregate`` does, and stored beside the rows or in their place: what was stored
     before stays. A dry run with ``both`` tells the cost of each choice.
@@ -100,6 +106,8 @@ def migrate(
         remove_orphans=remove_orphans,
         batch=batch,
         batch_poll_s=batch_poll_seconds,
+        accept=tuple(accept),
+        data_docs=data_docs,
     )
     if batch:
         require_batches(parts, child_runs=child_runs)

@@ -71,6 +71,13 @@ Budget = Annotated[
     Field(gt=0, description="Dollars that the run may spend on embeddings; at that it pauses. None: any sum."),
 ]
 DryRun = Annotated[bool, Field(description="Count rows, tokens, cost and time; write nothing, embed nothing.")]
+Accept = Annotated[
+    list[str],
+    Field(
+        description="Findings about the data that are meant, by the names that a stopped run gives: fewer, missing:to."
+    ),
+]
+DataDocs = Annotated[bool, Field(description="Let Great Expectations judge a small run too, and write Data Docs.")]
 GenerationName = Annotated[
     str | None,
     Field(pattern=NAME_PATTERN, description="Which generation of vectors the run is about; none: the live one."),

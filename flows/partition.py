@@ -115,7 +115,7 @@ def partition(
             "store, CRYPTIQUE_SHARDS=s3://bucket/prefix or shared:/folder"
         )
     try:
-        job = _claim(load, number, parts)
+        job = _claim(load, number, parts, planned=sum(shard.planned for shard in plan))
     except WorkTakenError:
         return Completed(message="another run is at this partition", data=0)
     shards = plan[number * PARTITION_SHARDS : (number + 1) * PARTITION_SHARDS]
@@ -127,7 +127,7 @@ def partition(
     return Completed(message=f"{done} of {len(shards)} shards finished", data=done)
 
 
-def _claim(load: dict[str, Any], number: int, parts: Parts) -> Job:
+def _claim(load: dict[str, Any], number: int, parts: Parts, *, planned: int) -> Job:
     choices, work = load["metadata"]["choices"], load["metadata"]["fingerprint"]
     scope = Scope.from_record(choices["scope"])
     if work != work_fingerprint(scope, parts, shard_rows=choices["shardRows"], rebuild=choices["rebuild"]):
@@ -147,6 +147,8 @@ def _claim(load: dict[str, Any], number: int, parts: Parts) -> Job:
         rebuild=choices["rebuild"],
         owners=parts.owners.digest(),
         code_version=read_code_version(),
+        planned=planned,
+        accept=tuple(choices.get("accept", ())),
     )
     kept = {name: choices[name] for name in ("claimedAt", "shardsInFlight")}
     origin = job_origin("partition", f"{work}-{run.key}-{number}", part=number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -37,7 +37,8 @@ class LoadReport:
     ``cost_usd`` is at Gemini's list price, that of batch jobs for ``batch_tokens`` of the ``tokens``; an offline
     embedder charges nothing, and the figure is what Gemini would have cost. ``seconds`` is this run's wall time. In a
     dry run the figures are what a run would do, and ``tier_seconds`` how long each tier's quota makes it take at least.
-    ``forecast`` is what was expected before the start (``tasks/domain/forecasts.py``).
+    ``forecast`` is what was expected before the start (``tasks/domain/forecasts.py``); ``quality`` what was found of
+    the data: a ``verdict``, its ``judge``, the ``findings`` in words, and where the Data Docs lie (``docs``).
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class LoadReport:
     forecast: dict[str, int] | None = None
     tier_seconds: dict[str, float] | None = None
     by_source: dict[str, dict[str, Any]] | None = None
+    quality: dict[str, Any] | None = None
 
 
 #: What several sources' reports have in common is added up.
@@ -89,6 +91,7 @@ def add_reports(reports: Mapping[str, LoadReport]) -> LoadReport:
         quota_seconds=sum(filter(None, waits)) if any(wait is not None for wait in waits) else None,
         tier_seconds=dict(tiers) or None,
         forecast=None,
+        quality=_worst([report.quality for report in every if report.quality is not None]),
         by_source={name: asdict(report) for name, report in reports.items()},
     )
 
@@ -103,6 +106,7 @@ def make_report(
     resumed_shards: int = 0,
     result: Reconciliation | None = None,
     forecast: Mapping[str, int] | None = None,
+    quality: Mapping[str, Any] | None = None,
 ) -> LoadReport:
     """Return the report of what a manifest counts; ``began`` is the run's start on the monotonic clock."""
     counts = manifest.total
@@ -136,7 +140,20 @@ def make_report(
         batch_tokens=manifest.batch_tokens,
         forecast=dict(forecast) if forecast else None,
         tier_seconds=_tier_seconds(manifest) if dry_run and not manifest.batch_tokens else None,
+        quality=dict(quality) if quality else None,
     )
+
+
+#: Verdicts on a run's data, from the best on.
+_VERDICTS = ("sound", "warn", "quarantine", "stop")
+
+
+def _worst(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the worst of several sources' verdicts, with all that was found."""
+    if not found:
+        return None
+    worst = max(found, key=lambda quality: _VERDICTS.index(quality["verdict"]))
+    return {**worst, "findings": [finding for quality in found for finding in quality["findings"]]}
 
 
 def _tier_seconds(manifest: Manifest) -> dict[str, float]:
@@ -156,9 +173,17 @@ def message_of(report: LoadReport) -> str:
         quota = f", at least {duration(report.quota_seconds)} at the quota" if report.quota_seconds else ""
         return (
             f"dry run: {report.written:,} of {report.read:,} records to write, {rejects}, {report.tokens:,} tokens, "
-            f"${report.cost_usd:.4f}{quota}"
+            f"${report.cost_usd:.4f}{quota}{_verdict(report)}"
         )
     return f"{report.written:,} written, {report.unchanged:,} unchanged, {rejects}, {report.removed:,} removed"
+
+
+def _verdict(report: LoadReport) -> str:
+    if report.quality is None or report.quality["verdict"] == "sound":
+        return ""
+    findings = report.quality["findings"]
+    more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return f"; quality: {report.quality['verdict']}, {findings[0]}{more}"
 
 
 def choices_of(report: LoadReport) -> dict[str, dict[str, Any]]:

@@ -260,7 +260,9 @@ def _submit_extract(run: Run, work: Work, parts: Parts) -> PrefectFuture[Shard]:
 def _submit_chunk(run: Run, extracted: PrefectFuture[Shard], parts: Parts) -> dict[str, PrefectFuture[Any]]:
     """Submit the stages that describe an extracted shard, each waiting for the one before; return their futures."""
     retries, store, vectors = parts.retries, parts.store, parts.vectors
-    validated = validate_shard.with_options(retries=retries).submit(whole(run), _from(extracted), store)
+    validated = validate_shard.with_options(retries=retries).submit(
+        whole(run), _from(extracted), parts.source, store, vectors
+    )
     chunked = chunk_shard.with_options(retries=retries).submit(
         whole(run), _from(validated), store, parts.source, vectors, whole(parts.facts), whole(parts.size)
     )

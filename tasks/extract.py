@@ -3,11 +3,13 @@ becomes a dead letter."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import bson
+import pyarrow as pa
 from bson import ObjectId
 from prefect import task
 
@@ -20,12 +22,13 @@ from tasks.domain.changes import ChangeBatch
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.dead_letters import DeadLetter, record_key
 from tasks.domain.digests import SourceDigests, StoredRecord, UnchangedRecord
-from tasks.domain.documents import DescribedRecord
+from tasks.domain.documents import DescribedRecord, Document
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import Owners
+from tasks.domain.profiles import Profile, observe, seen_share_for, share_for
 from tasks.domain.rows import encode_head
 from tasks.domain.runs import Run, Scope
-from tasks.domain.shards import Shard, ShardRange
+from tasks.domain.shards import Shard, ShardFile, ShardRange
 from tasks.domain.sources import Source
 from tasks.domain.tables import schema_of, to_table
 from tasks.domain.vectors import EmbedderFacts
@@ -87,7 +90,8 @@ def extract_shard(
 class _Describing:
     """What becomes of the records of one piece of work: ``describe`` returns rows, and notes what makes none.
 
-    ``known`` are the records that are stored; with ``looks_up`` they are asked for, some at a time.
+    ``known`` are the records that are stored; with ``looks_up`` they are asked for, some at a time. ``observed`` is
+    what judging reads of all rows so far.
     """
 
     run: Run
@@ -98,6 +102,7 @@ class _Describing:
     looks_up: VectorStore | None = None
     letters: list[DeadLetter] = field(default_factory=list)
     unchanged: list[UnchangedRecord] = field(default_factory=list)
+    observed: list[pa.Table] = field(default_factory=list)
 
     def describe(self, records: Sequence[RawRecord]) -> list[DescribedRecord]:
         """Return the rows of those records that are to be looked at further, in order."""
@@ -107,6 +112,7 @@ class _Describing:
         find_holder, describe, digests, known = self.source.find_holder, self.source.describe, self.digests, self.known
         owners, now_ms = self.owners, self.run.started_ms
         rows: list[DescribedRecord] = []
+        documents: list[Document] = []
         for raw, record in records:
             try:
                 record_id = record["_id"]
@@ -134,11 +140,14 @@ class _Describing:
                         digest,
                     )
                 )
+                documents.append(document)
             except RecordError as error:
                 self.letters.append(self._refused(record, error))
             except Exception as error:  # noqa: BLE001 - a record that nobody thought of must not stop the others
                 reason = f"the record can't be read: {type(error).__name__}: {str(error)[:200]}"
                 self.letters.append(self._refused(record, RecordError("unreadable", reason)))
+        if documents:
+            self.observed.append(observe(documents, self.source.columns))
         return rows
 
     def _refused(self, record: Mapping[str, Any], error: RecordError) -> DeadLetter:
@@ -165,7 +174,36 @@ def _write(run: Run, number: int, records: Iterable[RawRecord], describing: _Des
     refused = store.write_table(run.key, f"{name}.refused-extract", to_table(DeadLetter, describing.letters))
     unchanged = describing.unchanged
     left = store.write_table(run.key, f"{name}.unchanged", to_table(UnchangedRecord, unchanged)) if unchanged else None
-    return Shard(number=number, read=read, rows=sink.file, refused=(refused,), unchanged=left)
+    return Shard(
+        number=number,
+        read=read,
+        rows=sink.file,
+        refused=(refused,),
+        unchanged=left,
+        observed=_write_observed(run, name, describing, store),
+        profile=_profile(run, describing).to_bytes(),
+    )
+
+
+def _write_observed(run: Run, name: str, describing: _Describing, store: ShardStore) -> ShardFile | None:
+    if not describing.observed:
+        return None
+    return store.write_table(run.key, f"{name}.observed", pa.concat_tables(describing.observed))
+
+
+def _profile(run: Run, describing: _Describing) -> Profile:
+    """Return what is known of the records that go no further: a piece of work that is all stored ends here."""
+    planned, unchanged = run.planned, describing.unchanged
+    profile = Profile(describing.source.name, share=share_for(planned), seen_share=seen_share_for(planned))
+    refused: dict[str, list[str]] = {}
+    for letter in describing.letters:
+        refused.setdefault(letter.code, []).append(str(letter.record_id))
+    for code, ids in refused.items():
+        profile.add_refused(code, ids)
+    if unchanged:
+        teams = Counter(row.team_id or "" for row in unchanged)
+        profile.add_unchanged([row.record_id.hex() for row in unchanged], teams)
+    return profile
 
 
 @task(name="extract", task_run_name="extract changes {batch.number}", **STAGE)

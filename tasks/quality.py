@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,19 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from blocks.great_expectations import Case, Rows, hold
+from tasks.domain.columns import Columns
 from tasks.domain.measures import (
     Reach,
     Stored,
     is_representative,
-    measure_alone,
     measure_run,
     measure_sample,
+    measure_so_far,
     measure_target,
 )
-from tasks.domain.profiles import Columns, Profile
+from tasks.domain.profiles import Profile
 from tasks.domain.runs import Run
+from tasks.domain.sources import Source
 from tasks.domain.transactions import FIRST_BLOCK_MS, FUTURE_TOLERANCE_MS
 from tasks.domain.verdicts import (
     SOURCE_RULES,
@@ -32,9 +36,11 @@ from tasks.domain.verdicts import (
 )
 from tasks.policy import STAGE
 
-#: From here on Great Expectations, some 4 s of CPU, is a small part of a run; below, the same rules judge alone before
-#: the start, and call it only where they find something.
-LARGE_RUN = 100_000
+#: Great Expectations takes some 4 s of CPU, a run that looks at so many records some 270: it is a small part of it. In
+#: others the same rules judge alone, and it is called where they find something or somebody asks for its pages.
+LARGE_RUN = 500_000
+#: Data Docs of so many runs of a source are kept.
+_KEPT_DOCS = 20
 #: Of a sample's rows so many may break what each should be: thresholds for all rows are the measures' matter.
 _ROW_TOLERANCE, _FEWEST_ROWS = 0.1, 50
 #: A run is judged while it goes on once it has read this share of what was planned.
@@ -47,81 +53,101 @@ _MEASURED_TARGET = ("target_incomplete", "target_differs", "target_orphaned", "t
 @task(name="judge sample", task_run_name="judge sample", **STAGE)
 def judge_sample(
     run: Run,
-    columns: Columns,
+    kind: Source,
     sample: Profile,
     before: Profile | None,
     *,
     planned: int,
     again: Profile | None = None,
-    accept: Collection[str] = (),
     docs: Path | None = None,
 ) -> Judgement:
     """Return what some records from all over the source say about it, before any is embedded or written.
 
     ``before`` is the last good run's profile and ``again`` that of its witnesses, read once more (``measure_sample``).
-    Raises ``TerminalError`` that names records where a finding stops the run; ``accept`` names those that may pass.
+    Raises ``TerminalError`` that names records where a finding stops the run; the run's ``accept`` names those that may
+    pass.
     """
-    source = run.scope.source
-    reach = _reach(run)
+    source, columns = kind.name, kind.columns
+    reach = _reach(run, kind)
     measures = measure_sample(sample, before, columns, reach, planned=planned, again=again)
     # A sample lies in clumps: what is held against the last good run's shape is no more than a hint.
     rules = rules_for(SOURCE_RULES, fresh_days=columns.fresh_days, representative=reach.whole)
     judgement = judge_alone(source, measures, rules)
-    if not judgement.good or planned >= LARGE_RUN:
+    if not judgement.accepting(run.accept).good:
         case = Case(source, run.key, measures, rules, _MEASURED_SAMPLE, _rows(sample, columns, reach))
-        [judgement] = hold([case], docs=docs)
-    return _tell(judgement.accepting(accept), "before anything was embedded or written")
+        [judgement] = _hold([case], docs)
+    judgement = judgement.accepting(run.accept)
+    if judgement.findings:
+        _tell([judgement])
+    judgement.require_sound("before anything was embedded or written")
+    return judgement
 
 
-def judge_so_far(run: Run, columns: Columns, profile: Profile, *, planned: int, accept: Collection[str] = ()) -> None:
+def judge_so_far(
+    run: Run,
+    kind: Source,
+    profile: Profile,
+    before: Profile | None,
+    *,
+    planned: int,
+    again: Profile | None = None,
+) -> None:
     """Raise ``TerminalError`` if what was read so far is bad enough to end the run; cheap enough for each shard."""
     if profile.read < planned * _SO_FAR:
         return
-    judgement = judge_alone(run.scope.source, measure_alone(profile, columns), rules_for(SOURCE_RULES))
-    judgement.accepting(accept).require_sound(f"when {profile.read:,} of {planned:,} records were read")
+    measures = measure_so_far(profile, before, kind.columns, again=again)
+    judgement = judge_alone(run.scope.source, measures, rules_for(SOURCE_RULES))
+    judgement.accepting(run.accept).require_sound(f"when {profile.read:,} of {planned:,} records were read")
 
 
 @task(name="judge", task_run_name="judge", **STAGE)
 def judge_run(
     run: Run,
-    columns: Columns,
+    kind: Source,
     profile: Profile,
     before: Profile | None,
     *,
     read: int,
+    again: Profile | None = None,
     stored: Stored | None = None,
-    documents: Sequence[Mapping[str, Any]] = (),
+    find_documents: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
     dimensions: int | None = None,
-    accept: Collection[str] = (),
+    prove: bool = False,
     docs: Path | None = None,
 ) -> list[Judgement]:
     """Return the judgements of a finished run: of its source, and of the store where ``stored`` tells of it.
 
-    ``read`` is how many records the manifest counts, ``documents`` are some of the run's vector documents
-    (``document_row``). Writes an artifact and, with ``docs``, the Data Docs; safe to repeat. It does not raise for what
-    it finds: what is stored is stored, and the caller says how the run ends.
+    ``read`` is how many records the manifest counts; ``find_documents`` returns some of the run's vector documents
+    (``document_row``), if they are looked at. Writes an artifact. Great Expectations judges, and with ``docs`` leaves
+    its Data Docs, where the run is large, where something is wrong, and with ``prove``. Safe to repeat. It does not
+    raise for what it finds: what is stored is stored, and the caller says how the run ends.
     """
-    source, reach = run.scope.source, _reach(run)
-    measures = measure_run(profile, before, columns, reach, read=read)
+    source, columns, reach = kind.name, kind.columns, _reach(run, kind)
+    measures = measure_run(profile, before, columns, reach, read=read, again=again)
     representative = is_representative(profile, reach)
     rules = rules_for(SOURCE_RULES, fresh_days=columns.fresh_days, representative=representative)
-    cases = [Case(source, run.key, measures, rules, _MEASURED_RUN, _rows(profile, columns, reach))]
+    cases = [Case(source, run.key, measures, rules, _MEASURED_RUN)]
     if stored is not None:
-        target = measure_target(stored, before)
-        cases.append(
-            Case(
-                f"{source}_vectors",
-                run.key,
-                target,
-                rules_for(TARGET_RULES, representative=reach.whole),
-                _MEASURED_TARGET,
-                _document_rows(documents, dimensions, source) if documents else None,
-            )
-        )
-    judgements = [judgement.accepting(accept) for judgement in hold(cases, docs=docs)]
-    return [
-        _tell(judgement, "and nothing that it read is a measure for later runs", stop=False) for judgement in judgements
-    ]
+        rules = rules_for(TARGET_RULES, representative=reach.whole)
+        cases.append(Case(f"{source}_vectors", run.key, measure_target(stored, before), rules, _MEASURED_TARGET))
+    alone = [judge_alone(case.name, case.measures, case.rules).accepting(run.accept) for case in cases]
+    if prove or profile.records >= LARGE_RUN or not all(judgement.good for judgement in alone):
+        cases[0] = replace(cases[0], rows=_rows(profile, columns, reach))
+        documents = find_documents() if stored is not None else ()
+        if documents:
+            cases[1] = replace(cases[1], rows=_document_rows(documents, dimensions, source))
+        alone = [judgement.accepting(run.accept) for judgement in _hold(cases, docs)]
+    _tell(alone)
+    return alone
+
+
+def _hold(cases: Sequence[Case], docs: Path | None) -> list[Judgement]:
+    """Let Great Expectations judge; of older runs of the source only some Data Docs are kept."""
+    judgements = hold(cases, docs=docs)
+    if docs is not None:
+        for old in sorted(docs.parent.parent.iterdir())[:-_KEPT_DOCS]:
+            shutil.rmtree(old, ignore_errors=True)
+    return judgements
 
 
 def document_row(document: Mapping[str, Any], *, dimensions: int) -> dict[str, Any]:
@@ -179,22 +205,20 @@ def _rows(profile: Profile, columns: Columns, reach: Reach) -> Rows:
     )
 
 
-def _reach(run: Run) -> Reach:
-    return Reach(whole=run.scope.whole, now_ms=run.started_ms)
+def _reach(run: Run, kind: Source) -> Reach:
+    return Reach(whole=run.scope.whole, now_ms=run.started_ms, forgets=kind.forgets)
 
 
-def _tell(judgement: Judgement, what_follows: str, *, stop: bool = True) -> Judgement:
-    """Say what was found in the log and beside the run; raise where it stops the run."""
+def _tell(judgements: Sequence[Judgement]) -> None:
+    """Say what was found in the log and beside the run."""
     logger = get_run_logger()
-    for finding in judgement.findings:
-        say = logger.warning if finding.action == Action.WARN else logger.error
-        say("quality of %s, %s: %s", judgement.about, finding.action.name.lower(), finding.message)
-    if judgement.findings or not stop:
-        key = f"quality-{judgement.about}".replace("_", "-")
-        try:
-            create_markdown_artifact(judgement.to_markdown(), key=key, description="What the suites found")
-        except Exception as error:  # noqa: BLE001 - whatever the server's client raises: it only tells about the work
-            logger.warning("the artifact of the data's quality could not be written: %s", error)
-    if stop:
-        judgement.require_sound(what_follows)
-    return judgement
+    for judgement in judgements:
+        for finding in judgement.findings:
+            say = logger.warning if finding.action == Action.WARN else logger.error
+            say("quality of %s, %s: %s", judgement.about, finding.action.name.lower(), finding.message)
+    key = f"quality-{judgements[0].about}".replace("_", "-")
+    text = "\n\n".join(judgement.to_markdown() for judgement in judgements)
+    try:
+        create_markdown_artifact(text, key=key, description="What the suites found")
+    except Exception as error:  # noqa: BLE001 - whatever the server's client raises: it only tells about the work
+        logger.warning("the artifact of the data's quality could not be written: %s", error)

@@ -75,7 +75,7 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
     left = store.read_table(shard.unchanged) if shard.unchanged else None
     left_ids = b"" if left is None else b"".join(left.column("record_id").to_pylist())
     if shard.is_stored:
-        manifest = Manifest()
+        manifest = Manifest(packed=shard.profile)
         if left is not None:
             manifest.add_unchanged(count_unchanged(left))
         _require_accounts(shard, manifest)
@@ -89,7 +89,7 @@ def upsert_shard(run: Run, shard: Shard, store: ShardStore, vectors: VectorStore
     compared = {row.document_id: row.stored_row_hash for row in described}
     compared |= bson.decode(shard.leaving) if shard.leaving else {}
     now = datetime.now(UTC)
-    manifest = Manifest(embedded=shard.embedded, tokens=shard.tokens)
+    manifest = Manifest(embedded=shard.embedded, tokens=shard.tokens, packed=shard.profile)
 
     _remove_moved(rows, compared, run, vectors, manifest)
     twins = _write(rows, partial(_read_vectors, run, shard, store), run, vectors, now)

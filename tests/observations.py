@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.domain.profiles import Columns, Profile, read_profile
+from tasks.domain.columns import Columns
+from tasks.domain.profiles import Profile, read_profile
 
 Row = dict[str, Any]
 

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 from bson import ObjectId
 
+from tasks.domain.columns import Columns
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, make_key
 from tasks.domain.figures import (
     as_datetime,
@@ -594,4 +595,5 @@ ANALYTICS = Source(
     describe=_describe,
     time_field=None,
     read_time=time_in_id,
+    columns=Columns(figures=("sessions", "pages"), warnings="warnings", required=("host",)),
 )

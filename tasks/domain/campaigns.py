@@ -25,6 +25,7 @@ from bson.decimal128 import Decimal128
 from tasks.domain.amounts import EXACT, plain
 from tasks.domain.analytics import PageNames, read_user_ids
 from tasks.domain.chains import find_chain
+from tasks.domain.columns import Columns
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, make_key
 from tasks.domain.figures import (
     as_datetime,
@@ -512,4 +513,11 @@ CAMPAIGNS = Source(
     describe=_describe,
     time_field="createdAt",
     read_time=lambda record: read_moment_ms(record.get("createdAt")),
+    columns=Columns(
+        figures=("cost", "sessions"),
+        kinds=("source", "medium"),
+        warnings="warnings",
+        required=("name",),
+        optional=("source", "medium", "cost"),
+    ),
 )

@@ -17,6 +17,7 @@ DEAD_LETTERS, CHECKPOINTS, STORE = "deadletters", "ragcheckpoints", "ragstore"
 INCIDENTS = "ragincidents"
 PARTIALS, AGGREGATES = "ragpartials", "ragaggregates"
 UNITS, SCOPES = "ragfigureunits", "ragfigurescopes"
+PROFILES = "ragprofiles"
 
 #: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
 LOOKUP_INDEX = "documentId_stored_as"
@@ -380,6 +381,20 @@ AGGREGATE_RECORDS = Collection(
     ),
 )
 
+#: What the last good run of each source found it to be like; its ``_id`` is the source's name.
+PROFILE_BOOK = Collection(
+    PROFILES,
+    _document(
+        ["runId", "generation", "read", "profile", "updatedAt"],
+        runId=_TEXT,
+        generation=_TEXT,
+        read=_NUMBER,
+        profile={"bsonType": "binData"},
+        updatedAt=_DATE,
+    ),
+    (),
+)
+
 COLLECTIONS = (
     VECTOR_DOCUMENTS,
     EMBEDDING_JOBS,
@@ -391,6 +406,7 @@ COLLECTIONS = (
     PARTIAL_FIGURES,
     FIGURE_SCOPES,
     AGGREGATE_RECORDS,
+    PROFILE_BOOK,
 )
 
 VECTOR_INDEX = "vector_index"

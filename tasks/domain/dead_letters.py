@@ -15,6 +15,8 @@ from tasks.domain.personal import without_personal
 
 #: The call data of one row can be 238,000 digits; a dead letter keeps what a person can read.
 MAX_KEPT_CHARS, MAX_KEPT_ITEMS = 300, 20
+#: How the codes of records begin that can be read but aren't trusted.
+WITHHELD = "quarantined_"
 
 
 def record_key(record_id: Any) -> bytes:

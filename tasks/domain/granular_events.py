@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tasks.domain.columns import Columns
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, make_key
 from tasks.domain.figures import read_moment_ms
 from tasks.domain.owners import Owners
@@ -336,4 +337,11 @@ def make_granular_event_source(key: bytes) -> Source:
         describe=describe,
         time_field="timestamp",
         read_time=lambda record: read_moment_ms(record.get("timestamp")),
+        columns=Columns(
+            time_ms="time_ms",
+            kinds=("eventType", "device"),
+            warnings="warnings",
+            required=("time_ms", "eventType"),
+            optional=("page", "element"),
+        ),
     )

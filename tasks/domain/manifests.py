@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.errors import TerminalError
+from tasks.domain.profiles import Profile
 
 #: What a token costs in a batch job, as a share of its price in an ordinary request: half, for every model of Gemini.
 BATCH_PRICE_SHARE = 0.5
@@ -54,7 +55,8 @@ class Manifest:
     """The counts of a shard or of a run, by owner, and its dead letters by reason code.
 
     ``embedded`` texts with ``tokens`` tokens in all were sent to the embedder and answered: what was paid for. Of these
-    ``batch_tokens`` came from batch jobs.
+    ``batch_tokens`` came from batch jobs. ``profile`` says what the records are like, where that was looked at; a
+    shard's is ``packed``, which is one value for Prefect to look at.
     """
 
     by_owner: dict[Owner, Counts] = field(default_factory=dict)
@@ -62,6 +64,8 @@ class Manifest:
     embedded: int = 0
     tokens: int = 0
     batch_tokens: int = 0
+    profile: Profile | None = None
+    packed: bytes = b""
 
     def add(self, owner: Owner, **counts: int) -> None:
         """Add to one owner's counts."""
@@ -76,6 +80,11 @@ class Manifest:
         self.embedded += other.embedded
         self.tokens += other.tokens
         self.batch_tokens += other.batch_tokens
+        profile = other.profile or (Profile.from_bytes(other.packed) if other.packed else None)
+        if profile is not None:
+            if self.profile is None:
+                self.profile = Profile(profile.source)
+            self.profile.merge(profile)
 
     def cost_usd(self, usd_per_million_tokens: float) -> float:
         """Return what the tokens cost, where an ordinary request costs so much."""
@@ -116,6 +125,7 @@ class Manifest:
             "embedded": self.embedded,
             "tokens": self.tokens,
             "batch_tokens": self.batch_tokens,
+            **({"profile": self.packed} if self.packed else {}),
         }
 
     @classmethod
@@ -131,6 +141,7 @@ class Manifest:
             record["embedded"],
             record["tokens"],
             record.get("batch_tokens", 0),
+            packed=record.get("profile", b""),
         )
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from bson import ObjectId
 
-from tasks.domain.dead_letters import DeadLetter
+from tasks.domain.columns import Columns
+from tasks.domain.dead_letters import WITHHELD, DeadLetter
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import OWNER_CODES
-from tasks.domain.profiles import MAX_EXAMPLES, Columns, Profile, Reading, Sizes, Tally, Witness, hash_of
+from tasks.domain.profiles import MAX_EXAMPLES, Profile, Reading, Sizes, Tally, Witness, hash_of
 from tasks.domain.verdicts import Action, Finding, Judgement, Measure, judge_alone, shard_rules
 
 ALL = "all"
@@ -34,10 +35,14 @@ _REPRESENTATIVE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What a run was about: ``whole`` sources only may be compared in number. ``now_ms`` is when it began."""
+    """What a run was about: ``whole`` sources only may be compared in number. ``now_ms`` is when it began.
+
+    Of a source that ``forgets`` records are gone by right.
+    """
 
     whole: bool
     now_ms: int
+    forgets: bool = False
 
 
 def is_representative(profile: Profile, reach: Reach) -> bool:
@@ -88,18 +93,38 @@ def measure_alone(profile: Profile, columns: Columns) -> list[Measure]:
 
 
 def measure_run(
-    profile: Profile, before: Profile | None, columns: Columns, reach: Reach, *, read: int
+    profile: Profile,
+    before: Profile | None,
+    columns: Columns,
+    reach: Reach,
+    *,
+    read: int,
+    again: Profile | None = None,
 ) -> list[Measure]:
-    """Return the measures of a whole run. ``read`` is how many records its manifest counts."""
+    """Return the measures of a whole run. ``read`` is how many records its manifest counts.
+
+    ``again`` is as in ``measure_sample``.
+    """
     found = [*_volume(profile, before, reach, read=read), *_times(profile, before, columns, reach)]
     found += measure_alone(profile, columns)
     if before is not None:
-        if reach.whole:
+        if reach.whole and not reach.forgets:
             share = min(profile.seen_share, before.seen_share)
             asked = {record for record in before.seen if hash_of(record) < share}
             found.append(_lost(asked, profile.seen))
         found += _drift(profile, before, columns)
         found += _again(profile.witnesses, before.witnesses, columns)
+        found.append(_doubled_since(profile, before, again))
+    return found
+
+
+def measure_so_far(
+    profile: Profile, before: Profile | None, columns: Columns, *, again: Profile | None = None
+) -> list[Measure]:
+    """Return what can be measured while a run goes on."""
+    found = measure_alone(profile, columns)
+    if before is not None:
+        found.append(_doubled_since(profile, before, again))
     return found
 
 
@@ -123,7 +148,9 @@ def measure_sample(
     if before is not None:
         found += [*_scales(sample, before)]
         if again is not None:
-            found.append(_lost(set(ids_to_read_again(before)), again.seen))
+            if reach.whole and not reach.forgets:
+                found.append(_lost(set(ids_to_read_again(before)), again.seen))
+            found.append(_doubled_since(sample, before, again))
             found += _again(again.witnesses, before.witnesses, columns)
     return found
 
@@ -198,16 +225,37 @@ class Triage:
     withheld: dict[int, Finding]
 
 
-def triage(reading: Reading, columns: Columns, about: str) -> Triage:
-    """Return which rows of a shard are withheld, in microseconds a row: those behind findings that quarantine."""
-    profile = reading.profile
-    judgement = judge_alone(about, measure_alone(profile, columns), shard_rules())
+def triage(reading: Reading, columns: Columns, about: str, *, accept: Collection[str] = ()) -> Triage:
+    """Return which rows of a shard are withheld, in microseconds a row: those behind findings that quarantine.
+
+    ``accept`` names findings that a person means.
+    """
+    measures = measure_alone(reading.profile, columns)
+    judgement = judge_alone(about, measures, shard_rules()).accepting(accept)
     withheld: dict[int, Finding] = {}
     for finding in judgement.worst(Action.QUARANTINE):
         mask = reading.masks.get((finding.name, finding.about))
         if mask is not None:
             withheld.update((row, finding) for row in np.flatnonzero(mask).tolist() if row not in withheld)
     return Triage(judgement, withheld)
+
+
+def find_suspects(reading: Reading, columns: Columns, *, accept: Collection[str] = ()) -> dict[int, Finding]:
+    """Return the rows that a quarantine would withhold, however few they are, each with what is wrong with it.
+
+    One that was withheld before is withheld as long as it is among them: a few that are left of many are no better.
+    """
+    rules = {rule.name: rule for rule in shard_rules() if Action.QUARANTINE in rule.bounds}
+    suspects: dict[int, Finding] = {}
+    for measure in measure_alone(reading.profile, columns):
+        mask = reading.masks.get((measure.name, measure.about))
+        if mask is None or measure.name not in rules:
+            continue
+        finding = Finding.of(measure, rules[measure.name], Action.QUARANTINE)
+        if finding.is_among(accept):
+            continue
+        suspects.update((row, finding) for row in np.flatnonzero(mask).tolist() if row not in suspects)
+    return suspects
 
 
 def withhold(table: pa.Table, withheld: Mapping[int, Finding], *, source: str) -> tuple[pa.Table, list[DeadLetter]]:
@@ -218,10 +266,13 @@ def withhold(table: pa.Table, withheld: Mapping[int, Finding], *, source: str) -
     for row in sorted(withheld):
         finding = withheld[row]
         described = {name: table.column(name)[row].as_py() for name in ("record_id", "team_id", "holder_id", "key")}
-        reason = f"withheld, because {finding.words} ({finding.about}): {finding.advice}, then replay it"
+        reason = (
+            f"withheld, because {finding.words} ({finding.about}): {finding.advice}, then replay it, or accept "
+            f"{finding.name}:{finding.about}"
+        )
         letters.append(
             DeadLetter.from_error(
-                RecordError(f"quarantined_{finding.name}", reason),
+                RecordError(f"{WITHHELD}{finding.name}", reason),
                 source=source,
                 stage="validate",
                 record={"_id": ObjectId(described["record_id"]), "key": described["key"]},
@@ -337,6 +388,25 @@ def _doubled(profile: Profile) -> Iterator[Measure]:
     examples = tuple(record for witness in sorted(twins, key=lambda twin: twin.ids)[:2] for record in witness.ids[:2])
     words = f"{len(twins):,} of {number:,} records that were followed stand in the source more than once"
     yield Measure("doubled", ALL, _share(len(twins), number), number, words, examples)
+
+
+def _doubled_since(profile: Profile, before: Profile, again: Profile | None) -> Measure:
+    """Return how many records the last good run followed under another id, which is there still.
+
+    What is stored as it is has no witness: of a file that is imported again only the second copy is looked at.
+    """
+    followed = [
+        (before.witnesses[key], witness) for key, witness in profile.witnesses.items() if key in before.witnesses
+    ]
+    number = sum(hash_of(key) < before.share for key in profile.witnesses)
+    twins = [
+        (was, witness)
+        for was, witness in followed
+        if not {*was.ids} & {*witness.ids} and (again is None or was.ids[0] in again.seen)
+    ]
+    pairs = sorted((was.ids[0], witness.ids[0]) for was, witness in twins)[:2]
+    words = f"{len(twins):,} of {number:,} records that were followed stand in the source under another id already"
+    return Measure("doubled", "earlier records", _share(len(twins), number), number, words, tuple(sum(pairs, ())))
 
 
 # -- against the last good run --------------------------------------------------------------------------------

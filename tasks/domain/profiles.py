@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tasks.domain.columns import Columns
 from tasks.domain.documents import Document
 
 #: Records that are named beside a count: enough to look at, few enough for a message.
@@ -47,50 +48,6 @@ MISSING, MALFORMED, SWAPPED, FAR = "missing", "malformed", "swapped", "far"
 
 Bools = NDArray[np.bool_]
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which column of a source's table plays which part; a part that no column plays is None.
-
-    ``amount`` is a decimal as text that counts ``unit``; ``figures`` are numbers with one unit each. ``kinds`` hold few
-    different values, ``required`` ones hardly lack in a sound source, ``optional`` ones often do. ``formats`` maps a
-    column to the regular expression (RE2) of all its values, ``ceilings`` a unit to more than one record ever moves.
-    ``sender`` and ``recipient`` are parties of which the ``contract`` is only ever the second. ``warnings`` names what
-    parsing left out. With ``fresh_days`` the newest record of a sound source is no older.
-    """
-
-    record_id: str = "record_id"
-    key: str = "key"
-    team_id: str = "team_id"
-    time_ms: str | None = None
-    amount: str | None = None
-    unit: str | None = None
-    figures: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
-    sender: str | None = None
-    recipient: str | None = None
-    contract: str | None = None
-    warnings: str | None = None
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    formats: Mapping[str, str] = field(default_factory=dict)
-    ceilings: Mapping[str, float] = field(default_factory=dict)
-    fresh_days: float | None = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Return the columns that hold text, each once, but for the identity."""
-        named = (self.amount, self.unit, self.sender, self.recipient, self.contract, self.warnings)
-        others = (*self.kinds, *self.formats, *self.required, *self.optional)
-        numbers = {self.time_ms, *self.figures}
-        return tuple(dict.fromkeys(name for name in (*named, *others) if name and name not in numbers))
-
-    @property
-    def witnessed(self) -> tuple[str, ...]:
-        """Return the columns whose values a witness keeps."""
-        named = (self.time_ms, self.amount, self.unit, self.sender, self.recipient)
-        return tuple(dict.fromkeys(name for name in (*named, *self.required, *self.formats) if name))
 
 
 @dataclass(slots=True)
@@ -274,8 +231,8 @@ class Profile:
         self._see(ids)
 
     def _see(self, ids: Sequence[str]) -> None:
-        chosen = _hashes_of(ids) < self.seen_share
-        self.seen.update(record for record, kept in zip(ids, chosen.tolist(), strict=True) if kept)
+        if self.seen_share:
+            self.seen.update(ids[at] for at in np.flatnonzero(_hashes_of(ids) < self.seen_share).tolist())
         self._thin(self.share, self.seen_share)
 
     def to_record(self) -> dict[str, Any]:
@@ -392,14 +349,20 @@ def _cut_sizes(amounts: dict[str, Sizes]) -> dict[str, Sizes]:
 # -- choosing by hash -----------------------------------------------------------------------------------------
 
 
-def share_for(planned: int) -> float:
-    """Return the share of keys at which so many records have about ``WITNESSES``."""
-    return min(1.0, WITNESSES / planned) if planned > 0 else 1.0
+def share_for(planned: int | None) -> float:
+    """Return the share of keys at which so many records have about ``WITNESSES``; of no plan there are none."""
+    return _share_for(planned, WITNESSES)
 
 
-def seen_share_for(planned: int) -> float:
-    """Return the share of ids at which so many records leave about ``IDS_KEPT``."""
-    return min(1.0, IDS_KEPT / planned) if planned > 0 else 1.0
+def seen_share_for(planned: int | None) -> float:
+    """Return the share of ids at which so many records leave about ``IDS_KEPT``; of no plan none are kept."""
+    return _share_for(planned, IDS_KEPT)
+
+
+def _share_for(planned: int | None, wanted: int) -> float:
+    if planned is None:
+        return 0.0
+    return min(1.0, wanted / planned) if planned else 1.0
 
 
 def hash_of(text: str) -> float:

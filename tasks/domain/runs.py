@@ -16,7 +16,7 @@ from tasks.domain.vectors import EmbedderFacts
 from tasks.domain.windows import Window
 
 #: Raise it when a stage's files change their meaning: an unfinished run of the older code then starts over.
-SHARD_SCHEMA = 3
+SHARD_SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ class Run:
     unchanged. With ``rebuild`` every text is embedded again, changed or not; with ``thorough`` every record's documents
     are looked at, and those that it doesn't make are removed. ``owners`` stands for the contracts and teams by which
     records are given away. ``code_version`` is that of the code that writes its rows, empty where nobody said so.
+    ``planned`` records are to be read, which chooses those that are followed (0: all of them; None: none, for work that
+    is no load). ``accept`` names findings about the data that a person means.
     """
 
     key: str
@@ -94,6 +96,8 @@ class Run:
     owners: str = ""
     began_ms: int | None = None
     code_version: str = ""
+    planned: int | None = None
+    accept: tuple[str, ...] = ()
 
     @property
     def may_skip(self) -> bool:

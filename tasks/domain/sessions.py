@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks.domain.aggregates.periods import MONTHS
+from tasks.domain.columns import Columns
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, make_key
 from tasks.domain.errors import RecordError
 from tasks.domain.figures import read_moment_ms
@@ -528,6 +529,15 @@ def make_session_source(key: bytes) -> Source:
         describe=describe,
         time_field="startTime",
         read_time=lambda record: read_moment_ms(record.get("startTime")),
+        # A witness keeps what is required: of persons it is a pseudonym.
+        columns=Columns(
+            time_ms="time_ms",
+            figures=("pagesViewed", "durationSeconds"),
+            kinds=("country", "device", "trafficSource"),
+            warnings="warnings",
+            required=("time_ms", "visitor"),
+            optional=("country", "wallet", "entryPage"),
+        ),
     )
 
 

@@ -42,7 +42,8 @@ class Shard:
     dead letters of each stage so far. ``chunks`` is set once ``rows`` are vectors. ``embedded`` and ``tokens`` are
     what this shard paid for, over all its attempts. ``gone`` are records that changed and are no longer in the
     source, as BSON: their vectors are taken away. ``unchanged`` holds the records that are stored as they are and go no
-    further. ``untouched`` says that nothing is stored of all its range: there is nothing to compare with.
+    further. ``untouched`` says that nothing is stored of all its range: there is nothing to compare with. ``observed``
+    is what judging reads of the rows, in their order, and ``profile`` what its records are like, packed.
     """
 
     number: int
@@ -56,6 +57,8 @@ class Shard:
     leaving: bytes = b""
     unchanged: ShardFile | None = None
     untouched: bool = False
+    observed: ShardFile | None = None
+    profile: bytes = b""
 
     @property
     def is_stored(self) -> bool:

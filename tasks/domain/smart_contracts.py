@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.domain.chains import find_chain
+from tasks.domain.columns import Columns
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, make_key
 from tasks.domain.errors import RecordError
 from tasks.domain.figures import as_datetime, confidence_of, read_count, read_moment_ms, read_time_ms
@@ -218,4 +219,10 @@ SMART_CONTRACTS = Source(
     time_field="createdAt",
     read_time=lambda record: read_moment_ms(record.get("createdAt")),
     owned_by=_of_contracts,
+    columns=Columns(
+        kinds=("chain", "contractType"),
+        warnings="warnings",
+        required=("address", "chain"),
+        formats={"address": "0x[0-9a-f]{40}"},
+    ),
 )

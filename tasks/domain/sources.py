@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 from bson import ObjectId
 
+from tasks.domain.columns import Columns
 from tasks.domain.documents import Document
 from tasks.domain.owners import Holder, Owners
 
@@ -48,6 +49,8 @@ class Source:
       what is stored of it stays.
     - ``split`` makes records of one record of the collection, where it holds several (a list of journeys, a ring of
       snapshots); each has an ``_id`` of its own, the one that it was stored with or a ``derived_id``.
+    - ``columns`` say which of a document's facts play which part in judging a run (``tasks/domain/profiles.py``);
+      without any, its records are counted, per team too, and nothing else is said of them.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Source:
     seal: str = ""
     forgets: bool = False
     owned_by: Callable[[Owners, Collection[str], Collection[str]], Criteria] = of_sites
+    columns: Columns = field(default_factory=Columns)
 
 
 def derived_id(*parts: object) -> ObjectId:

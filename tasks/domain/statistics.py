@@ -31,6 +31,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from bson import ObjectId
 
 from tasks.domain.aggregates.periods import MONTHS, WEEKDAYS, Period
+from tasks.domain.columns import Columns
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, make_key
 from tasks.domain.errors import RecordError
 from tasks.domain.figures import LAST_MS, as_datetime, confidence_of, counted, read_count, read_moment_ms
@@ -586,6 +587,12 @@ def _make_source(name: str, level: Level, collection: str) -> Source:
         read_time=_read_time,
         split=split,
         forgets=True,
+        columns=Columns(
+            time_ms="time_ms",
+            figures=("visitors", "pageViews", "walletsConnected"),
+            warnings="warnings",
+            required=("time_ms", "period"),
+        ),
     )
 
 

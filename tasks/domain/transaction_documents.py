@@ -19,6 +19,7 @@ from bson import ObjectId
 from tasks.domain import actions
 from tasks.domain.actions import Action, find_action
 from tasks.domain.amounts import readable
+from tasks.domain.columns import Columns
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, make_key
 from tasks.domain.owners import ESCROW, Contract, Owners
 from tasks.domain.sources import Criteria, Record, Source
@@ -325,4 +326,20 @@ TRANSACTIONS = Source(
     time_field="block_time",
     read_time=lambda record: parse_block_time(record.get("block_time")),
     owned_by=_of_contracts,
+    columns=Columns(
+        time_ms="time_ms",
+        amount="amount",
+        unit="unit",
+        figures=("gasUsed",),
+        kinds=("status", "chain", "category"),
+        sender="from",
+        recipient="to",
+        contract="contractAddress",
+        warnings="warnings",
+        required=("chain", "from", "to", "time_ms", "amount"),
+        optional=("status", "gasUsed", "method"),
+        formats={"from": "0x[0-9a-f]{40}", "to": "0x[0-9a-f]{40}"},
+        # No transaction ever moved as much: a tenth of all there is, or more.
+        ceilings={"ETH": 1e7, "BNB": 1e8, "MATIC": 1e10, "USDT": 1e12, "USDC": 1e12},
+    ),
 )

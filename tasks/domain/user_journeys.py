@@ -15,6 +15,7 @@ from typing import Any
 
 from bson import ObjectId
 
+from tasks.domain.columns import Columns
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, make_key
 from tasks.domain.errors import RecordError
 from tasks.domain.figures import read_moment_ms
@@ -340,4 +341,11 @@ def make_user_journey_source(key: bytes) -> Source:
         time_field=None,
         read_time=_read_time,
         split=split,
+        columns=Columns(
+            time_ms="time_ms",
+            figures=("sessions", "pageViews", "secondsSpent"),
+            kinds=("segment",),
+            warnings="warnings",
+            required=("visitor",),
+        ),
     )

@@ -86,16 +86,19 @@ class Rule:
 
 _LOOK = "look at the records named, and at what last wrote to the source"
 _WRONG_SOURCE = "check that CRYPTIQUE_SOURCE_DATABASE is the application's database and that nothing was deleted there"
+_DELETED = "if they were deleted, run again with --remove-orphans"
 _MEANT = "if it is meant, accept the finding by its name"
+#: What is found where records were deleted on purpose.
+DELETIONS = ("empty", "nothing", "fewer", "team_fewer", "lost", "rewound", "target_fewer")
 
 #: What every source is held to. Shares are of the records that a measure rests on.
 SOURCE_RULES: tuple[Rule, ...] = (
     Rule("empty", "a source that held records holds some", _WRONG_SOURCE, stop=1, lower=True, least=0),
     Rule("nothing", "a source holds records", _WRONG_SOURCE, warn=1, lower=True, least=0),
     Rule("unaccounted", "every record that was read is looked at, refused or stored already", _LOOK, stop=0),
-    Rule("fewer", "no more than a few records are gone", f"{_WRONG_SOURCE}; {_MEANT}", warn=0.02, stop=0.2, least=20),
+    Rule("fewer", "no more than a few records are gone", f"{_WRONG_SOURCE}; {_DELETED}", warn=0.02, stop=0.2, least=20),
     Rule("more", "a source grows slowly", f"look for a file that was imported twice; {_MEANT}", warn=0.5, least=200),
-    Rule("team_fewer", "no team loses its records", _MEANT, warn=0.1, stop=0.8, least=200),
+    Rule("team_fewer", "no team loses its records", f"{_DELETED}; {_MEANT}", warn=0.1, stop=0.8, least=200),
     Rule("lost", "records of the last good run are still there", _WRONG_SOURCE, warn=0.005, stop=0.05, least=20),
     Rule("rewound", "the newest record is no older than it was", _WRONG_SOURCE, warn=0),
     Rule("stale", "the newest record is fresh", "look at the importers"),
@@ -231,6 +234,11 @@ class Finding:
         shown = f", for example {', '.join(self.examples)}" if self.examples else ""
         return f"{self.words}{shown}"
 
+    def is_among(self, names: Collection[str]) -> bool:
+        """Return whether one of the names means it."""
+        of_all = self.name.removeprefix("row_")
+        return not {self.name, of_all, f"{self.name}:{self.about}", f"{of_all}:{self.about}"}.isdisjoint(names)
+
     def to_record(self) -> dict[str, Any]:
         """Return it as plain values."""
         return {**asdict(self), "action": self.action.name.lower()}
@@ -308,12 +316,12 @@ class Judgement:
         return [finding for finding in self.findings if finding.action == action]
 
     def accepting(self, names: Collection[str]) -> Judgement:
-        """Return the judgement with findings that a person has looked at (``fewer``, ``missing:to``) as warnings."""
+        """Return the judgement with findings that a person has looked at (``fewer``, ``missing:to``) as warnings.
+
+        What is meant of all records is meant of those that are looked at one by one (``row_missing:to``).
+        """
         findings = tuple(
-            replace(finding, action=Action.WARN)
-            if {finding.name, f"{finding.name}:{finding.about}"} & {*names}
-            else finding
-            for finding in self.findings
+            replace(finding, action=Action.WARN) if finding.is_among(names) else finding for finding in self.findings
         )
         return replace(self, findings=findings, accepted=frozenset(names))
 

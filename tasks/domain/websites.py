@@ -11,6 +11,7 @@ from typing import Any
 from bson import ObjectId
 
 from tasks.domain.aggregates.periods import MONTHS
+from tasks.domain.columns import Columns
 from tasks.domain.documents import MAX_SUMMARY_CHARS, Document, make_key
 from tasks.domain.errors import RecordError
 from tasks.domain.figures import as_datetime, confidence_of
@@ -189,4 +190,5 @@ WEBSITES = Source(
     describe=_describe,
     time_field=None,
     read_time=time_in_id,
+    columns=Columns(kinds=("verified",), warnings="warnings", required=("domain",)),
 )

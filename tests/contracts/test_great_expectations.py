@@ -27,6 +27,7 @@ from tasks.domain.measures import (
 )
 from tasks.domain.profiles import Profile
 from tasks.domain.runs import Run, Scope
+from tasks.domain.transaction_documents import TRANSACTIONS
 from tasks.domain.verdicts import SOURCE_RULES, TARGET_RULES, Action, Judgement, judge_alone, rules_for
 from tasks.quality import _document_rows, _rows, document_row, judge_run, judge_sample, judge_so_far
 from tests.observations import (
@@ -266,7 +267,8 @@ def test_the_data_docs_tell_what_was_found_and_load_nothing(held: Held) -> None:
     assert not list(held.docs.rglob("*.otf"))
 
 
-RUN = Run(key="20250720T120000-0a1b2c3d", id="run", scope=Scope(), started_ms=NOW_MS)
+RUN = Run(key="20250720T120000-0a1b2c3d", id="run", scope=Scope(), started_ms=NOW_MS, planned=3_000)
+KIND = replace(TRANSACTIONS, columns=COLUMNS)
 
 
 @pytest.fixture
@@ -280,7 +282,7 @@ def outside_of_prefect() -> Iterator[None]:
 @pytest.mark.usefixtures("outside_of_prefect")
 def test_a_small_sound_run_starts_without_the_price_of_the_library() -> None:
     sample = make_profile(ROWS[::4])
-    judgement = judge_sample.fn(RUN, COLUMNS, sample, make_profile(ROWS), planned=len(ROWS))
+    judgement = judge_sample.fn(RUN, KIND, sample, make_profile(ROWS), planned=len(ROWS))
     assert (judgement.judge, judgement.good) == ("the rules alone", True)
 
 
@@ -288,26 +290,31 @@ def test_a_small_sound_run_starts_without_the_price_of_the_library() -> None:
 def test_a_run_is_stopped_by_the_library_unless_a_person_accepted_its_finding() -> None:
     sample = make_profile(with_nulls(ROWS))
     with pytest.raises(TerminalError, match=r"embedded or written: 600 of 3,000 records have no from"):
-        judge_sample.fn(RUN, COLUMNS, sample, None, planned=len(ROWS))
-    judgement = judge_sample.fn(RUN, COLUMNS, sample, None, planned=len(ROWS), accept={"missing:from", "row_missing"})
+        judge_sample.fn(RUN, KIND, sample, None, planned=len(ROWS))
+    accepting = replace(RUN, accept=("missing:from",))
+    assert judge_sample.fn(accepting, KIND, sample, None, planned=len(ROWS)).good
+    [judgement] = judge_run.fn(accepting, KIND, sample, None, read=sample.read, prove=True)
     assert judgement.judge.startswith("Great Expectations 1.")
-    assert {finding.action for finding in judgement.findings} == {Action.WARN}
+    assert {(finding.name, finding.action) for finding in judgement.findings} == {
+        ("missing", Action.WARN),
+        ("row_missing", Action.WARN),
+    }
 
 
 @pytest.mark.usefixtures("outside_of_prefect")
 def test_a_finished_run_is_judged_whether_or_not_its_artifact_can_be_written() -> None:
     stored = Stored(in_source=3_000, stored=3_000, refused=0, arrived=0, orphaned=0, documents=3_000)
     profile = make_profile(with_nulls(ROWS))
-    of_source, of_store = judge_run.fn(RUN, COLUMNS, profile, None, read=profile.read, stored=stored)
+    of_source, of_store = judge_run.fn(RUN, KIND, profile, None, read=profile.read, stored=stored)
     assert (of_source.good, of_store.good) == (False, True)
 
 
 @pytest.mark.usefixtures("outside_of_prefect")
 def test_a_run_goes_on_until_enough_was_read_to_say_that_it_is_bad() -> None:
     profile = make_profile(swapped(ROWS))
-    judge_so_far(RUN, COLUMNS, profile, planned=100_000)
+    judge_so_far(RUN, KIND, profile, None, planned=100_000)
     with pytest.raises(TerminalError, match="when 3,000 of 10,000 records were read"):
-        judge_so_far(RUN, COLUMNS, profile, planned=10_000)
+        judge_so_far(RUN, KIND, profile, None, planned=10_000)
 
 
 def test_a_suite_that_cannot_be_judged_is_an_error_and_no_approval() -> None:

@@ -29,8 +29,8 @@ def test_a_forecast_from_some_records_comes_near_and_pays_for_nothing(
         report = pipeline.migrate(shard_rows=100)
         assert sum(times for text, times in server.embedded.items() if text != "transaction") == report["embedded"]
     forecast = report["forecast"]
-    assert (forecast["records"], forecast["sampled"]) == (2_000, 500)
-    # Of five hundred texts the mean lies within some percent of that of all.
+    assert (forecast["records"], forecast["sampled"]) == (2_000, 1_000)
+    # Of a thousand texts the mean lies within some percent of that of all.
     assert forecast["tokens"] == pytest.approx(report["tokens"], rel=0.1)
     assert forecast["texts"] == pytest.approx(report["embedded"], rel=0.1)
 

@@ -435,7 +435,7 @@ def test_a_source_that_lost_many_records_is_doubted_and_nothing_is_removed_until
     gone = [row["_id"] for row in rows[:150]]
     pipeline.transactions.delete_many({"_id": {"$in": gone}})
     message = pipeline.refusal()
-    assert "150 of 300 stored records are not in the source" in message
+    assert "150 of 300 records of the last good run that were looked for are gone" in message
     assert "--remove-orphans" in message
     assert pipeline.documents() == before
     job = pipeline.jobs()[-1]

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.domain.columns import Columns
 from tasks.domain.documents import Document
 from tasks.domain.profiles import (
     BINS_PER_DECADE,
@@ -26,7 +27,6 @@ from tasks.domain.profiles import (
     OTHERS,
     SWAPPED,
     WITNESSES,
-    Columns,
     Profile,
     hash_of,
     observe,
@@ -285,3 +285,10 @@ def test_figures_that_are_no_numbers_are_missing() -> None:
     table = observe(documents, Columns(figures=("gasUsed",)))
     assert table.column("gasUsed").to_pylist() == [None, None, 7.0, 3.0]
     assert isinstance(table, pa.Table)
+
+
+def test_work_that_is_no_load_follows_nobody() -> None:
+    rows = make_rows(50)
+    profile = make_profile(rows, share=share_for(None), seen_share=seen_share_for(None))
+    profile.add_unchanged([row["record_id"] for row in rows], {})
+    assert (profile.read, profile.witnesses, profile.seen) == (100, {}, set())

@@ -13,11 +13,13 @@ from tasks.domain.measures import (
     Reach,
     Stored,
     ceilings_of,
+    find_suspects,
     ids_to_read_again,
     is_representative,
     measure_alone,
     measure_run,
     measure_sample,
+    measure_so_far,
     measure_target,
     next_baseline,
     triage,
@@ -296,6 +298,24 @@ def test_a_sound_sample_passes() -> None:
     assert judge(measures, rules_for(SOURCE_RULES)) == []
 
 
+def test_a_second_copy_is_known_though_the_first_is_stored_and_not_looked_at() -> None:
+    copies = make_profile(doubled(ROWS)[len(ROWS) :])
+    [found] = judge(measure_so_far(copies, BEFORE, COLUMNS), SOURCE_RULES)
+    assert (found.name, found.about, found.action) == ("doubled", "earlier records", Action.STOP)
+    assert set(found.examples) & {row["record_id"] for row in ROWS}
+    # Whoever deleted the first copies imported the file anew.
+    assert judge(measure_so_far(copies, BEFORE, COLUMNS, again=Profile("transaction")), SOURCE_RULES) == []
+
+
+def test_a_source_that_forgets_loses_its_records_by_right() -> None:
+    sample, again = make_profile(ROWS[1_000:]), make_profile(ROWS[1_000:])
+    for reach, lost in ((WHOLE, {"lost"}), (replace(WHOLE, forgets=True), set())):
+        measures = measure_sample(sample, BEFORE, COLUMNS, reach, planned=len(ROWS), again=again)
+        assert {found.name for found in judge(measures, SOURCE_RULES)} == lost
+        whole = measure_run(sample, BEFORE, COLUMNS, reach, read=sample.read)
+        assert {found.name for found in judge(whole, SOURCE_RULES)} & {"lost"} == lost
+
+
 def test_a_source_that_doubled_is_said_before_it_is_read() -> None:
     measures = measure_sample(make_profile(ROWS[::4]), BEFORE, COLUMNS, WHOLE, planned=2 * len(ROWS), again=again(ROWS))
     [finding] = judge(measures, rules_for(SOURCE_RULES))
@@ -330,6 +350,19 @@ def test_a_row_that_is_withheld_becomes_a_dead_letter_that_says_why() -> None:
 def test_a_few_suspicious_rows_of_a_shard_are_left_alone() -> None:
     rows = [*swapped(ROWS[:20]), *ROWS[20:]]
     assert triage(read_profile(to_table(rows), COLUMNS, source="transaction"), COLUMNS, "shard 3").withheld == {}
+
+
+def test_suspicious_rows_are_known_however_few_unless_a_person_means_them() -> None:
+    rows = [*swapped(ROWS[:3]), *ROWS[3:]]
+    reading = read_profile(to_table(rows), COLUMNS, source="transaction")
+    assert sorted(find_suspects(reading, COLUMNS)) == [0, 1, 2]
+    assert {found.action for found in find_suspects(reading, COLUMNS).values()} == {Action.QUARANTINE}
+    for meant in ("swapped", "swapped:from"):
+        assert find_suspects(reading, COLUMNS, accept=(meant,)) == {}
+    bad = read_profile(to_table(swapped(ROWS[:400])), COLUMNS, source="transaction")
+    assert triage(bad, COLUMNS, "shard 3").judgement.action == Action.STOP
+    accepted = triage(bad, COLUMNS, "shard 3", accept=("swapped",))
+    assert (accepted.withheld, accepted.judgement.good) == ({}, True)
 
 
 def test_amounts_beyond_what_the_last_good_run_saw_are_withheld() -> None:
