@@ -43,7 +43,7 @@ SUMMARY_FIELDS = (
     "seconds",
 )
 
-_SHOWN_PLACES = 10
+_SHOWN_HOLDERS = 10
 
 StartOption = Annotated[str | None, typer.Option(help="First block time to take: 2025-06-01 or 2025-06-01T12:00, UTC.")]
 EndOption = Annotated[str | None, typer.Option(help="First block time not to take.")]
@@ -398,7 +398,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_comparison(report: dict[str, Any]) -> None:
-    """Print what a comparison found and did, source by source, and the places that differ most."""
+    """Print what a comparison found and did, source by source, and whose records differ most."""
     from rich.console import Console
     from rich.table import Table
 
@@ -407,7 +407,7 @@ def _print_comparison(report: dict[str, Any]) -> None:
     if not report:
         print("nothing was compared: no source was loaded yet, or a load is under way")
         return
-    counts = [name for name in report if name not in ("by_source", "places")]
+    counts = [name for name in report if name not in ("by_source", "holders", "places")]
     table = Table("source", *(name.replace("_", " ") for name in counts), box=None, pad_edge=False)
     for source, figures in (report.get("by_source") or {}).items():
         table.add_row(source, *(f"{figures[name]:,}" for name in counts))
@@ -415,12 +415,11 @@ def _print_comparison(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 160)
     console.print(table, soft_wrap=True)
-    for row in report["places"][:_SHOWN_PLACES]:
+    for row in report["holders"][:_SHOWN_HOLDERS]:
         wrong = ", ".join(f"{row[kind]:,} {kind.replace('_', '-')}" for kind in ("dead_lettered", *KINDS) if row[kind])
-        where = (
-            f"team {row['team'] or 'unknown'}, {row['name'] or row['holder'] or 'unknown'}, {row['day'] or 'no day'}"
-        )
-        console.print(f"{row['source']}, {where}: {wrong}", soft_wrap=True)
+        days = f", {row['first']} to {row['last']}" if row["days"] > 1 else f", {row['first']}" if row["days"] else ""
+        name = row["name"] or row["holder"] or "unknown"
+        console.print(f"{row['source']}, team {row['team'] or 'unknown'}, {name}{days}: {wrong}", soft_wrap=True)
 
 
 def _jobs_with_letters(report: dict[str, Any], kind: Kind) -> list[str]:

@@ -14,7 +14,7 @@ from tasks.domain.registry import plural_of
 
 #: Places in the result of a run and in its artifact for programs; what is left out is added up in one row more.
 MAX_ROWS = 1_000
-_SHOWN_PLACES, _SHOWN_MOVES = 20, 10
+_SHOWN, _SHOWN_MORE = 20, 10
 _COUNTS = ("in_source", "stored", "dead_lettered", *KINDS)
 _MEANING = {
     "missing": "lack a vector",
@@ -26,6 +26,7 @@ _MEANING = {
 }
 
 Row = dict[str, Any]
+Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 
 
 def place_rows(source: str, found: Differences, owners: Owners) -> list[Row]:
@@ -41,6 +42,26 @@ def place_rows(source: str, found: Differences, owners: Owners) -> list[Row]:
             rest += tally
         rows.append(_row(source, Place(None, None, None), rest, owners) | {"places": len(largest) - MAX_ROWS})
     return rows
+
+
+def holder_rows(source: str, found: Differences, owners: Owners) -> list[Row]:
+    """Return the same by team and contract or website, with the ``days``, from ``first`` to ``last``, that differ."""
+    together: dict[Place, Tally] = {}
+    days: dict[Place, list[str]] = {}
+    for place, tally in found.largest():
+        holder = Place(place.team_id, place.holder_id, None)
+        total = together.setdefault(holder, Tally())
+        total += tally
+        if place.day is not None:
+            days.setdefault(holder, []).append(place.day)
+    rows = []
+    for holder, tally in together.items():
+        own = days.get(holder, [])
+        span = {"days": len(own), "first": min(own, default=None), "last": max(own, default=None)}
+        row = _row(source, holder, tally, owners) | span
+        del row["day"]
+        rows.append(row)
+    return merge_rows(rows)
 
 
 def merge_rows(rows: Iterable[Row]) -> list[Row]:
@@ -67,24 +88,21 @@ def publish_differences(found: Differences, source: str, owners: Owners, vectors
     lines = [
         f"# {plural_of(source).capitalize()}: {total.in_source:,} records compared: {found}",
         "",
-        *_table([{"source": source, **total.to_record()}], _sources_columns()),
+        *_table([{"source": source, **total.to_record()}], [_SOURCE, *_COUNT_COLUMNS]),
     ]
-    differing = [row for row in rows if any(row[kind] for kind in KINDS)]
-    if differing:
-        lines += ["", "## Where", "", *_table(differing[:_SHOWN_PLACES], _place_columns())]
-        places = sum(row.get("places", 1) for row in differing)
-        if places > _SHOWN_PLACES:
-            lines += [
-                "",
-                f"{places - _SHOWN_PLACES:,} more places have fewer; the table artifact of this run has them.",
-            ]
+    holders = holder_rows(source, found, owners)
+    lines += _where(holders, [*_HOLDER_COLUMNS, *_COUNT_COLUMNS])
     if found.moves:
         lines += ["", "## From whom to whom", "", *_moves(found)]
     if total.dead_lettered:
-        by_letters = sorted((row for row in rows if row["dead_lettered"]), key=lambda row: -row["dead_lettered"])
-        columns = [*_where(), _count_column("dead_lettered")]
+        refused = sorted((row for row in holders if row["dead_lettered"]), key=lambda row: -row["dead_lettered"])
+        columns = [*_HOLDER_COLUMNS, _count_column("dead_lettered")]
         reasons = f"By reason: {by_reason(found.refused)}."
-        lines += ["", "## Dead letters", "", *_table(by_letters[:_SHOWN_MOVES], columns), "", reasons]
+        lines += ["", "## Dead letters", "", *_table(refused[:_SHOWN_MORE], columns), "", reasons]
+    worst = [row for row in rows if "places" not in row and _differing(row)][:_SHOWN_MORE]
+    if worst:
+        columns = [_DAY, *_HOLDER_COLUMNS[:2], *_COUNT_COLUMNS]
+        lines += ["", "## The days that differ most", "", *_table(worst, columns)]
     for kind in KINDS:
         ids = found.examples.get(kind, [])
         count = getattr(total, kind)
@@ -100,56 +118,63 @@ def publish_differences(found: Differences, source: str, owners: Owners, vectors
         )
 
 
-def publish_sources(by_source: Mapping[str, Mapping[str, Any]], rows: Sequence[Row], notes: Sequence[str]) -> None:
-    """Put what was found of several sources beside the run, one line each, and the places that differ most."""
+def publish_sources(by_source: Mapping[str, Mapping[str, Any]], holders: Sequence[Row], notes: Sequence[str]) -> None:
+    """Put what was found of several sources beside the run, one line each, and the holders where most differs."""
     total = {name: sum(figures[name] for figures in by_source.values()) for name in _COUNTS}
     lines = [f"# {len(by_source)} sources, {total['in_source']:,} records compared: {in_words(total)}"]
     lines += [f"\n**{note}**" for note in notes]
-    order = sorted(by_source.items(), key=lambda item: -sum(item[1][kind] for kind in KINDS))
-    lines += ["", *_table([{"source": name, **figures} for name, figures in order], _sources_columns())]
-    differing = [row for row in rows if any(row[kind] for kind in KINDS)]
-    if differing:
-        lines += ["", "## Where most differs", "", *_table(differing[:_SHOWN_PLACES], [_source(), *_place_columns()])]
-    lines += ["", "Each source has an artifact of its own, with examples: reconcile-differences-..."]
+    order = sorted(by_source.items(), key=lambda item: -_differing(item[1]))
+    rows = [{"source": name, **figures} for name, figures in order]
+    lines += ["", *_table(rows, [_SOURCE, *_COUNT_COLUMNS])]
+    lines += _where(holders, [_SOURCE, *_HOLDER_COLUMNS, *_COUNT_COLUMNS])
+    lines += [
+        "",
+        "Each source has artifacts of its own: reconcile-differences-... with examples, reconcile-places-... by day.",
+    ]
     with never_stopping("the differences of all sources"):
         create_markdown_artifact("\n".join(lines), key="reconcile-differences", description="What differed")
 
 
+def _differing(figures: Mapping[str, Any]) -> int:
+    return sum(figures[kind] for kind in KINDS)
+
+
+def _where(holders: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    differing = [row for row in holders if _differing(row)]
+    if not differing:
+        return []
+    lines = ["", "## Where", "", *_table(differing[:_SHOWN], columns)]
+    more = len(differing) - _SHOWN
+    return [*lines, "", f"{more:,} more have fewer."] if more > 0 else lines
+
+
 # -- tables ---------------------------------------------------------------------------------------------------
-
-Column = tuple[str, Callable[[Mapping[str, Any]], str]]
-
-
-def _source() -> Column:
-    return "source", lambda row: plural_of(row["source"])
-
-
-def _where() -> list[Column]:
-    return [
-        ("day", lambda row: row["day"] or "none"),
-        ("contract or site", _holder),
-        ("team", lambda row: row["team"] or "nobody"),
-    ]
 
 
 def _count_column(name: str) -> Column:
     return name.replace("_", " ").replace("dead lettered", "dead-lettered"), lambda row: f"{row[name]:,}"
 
 
-def _sources_columns() -> list[Column]:
-    return [_source(), *map(_count_column, _COUNTS)]
-
-
-def _place_columns() -> list[Column]:
-    return [*_where(), *map(_count_column, _COUNTS)]
-
-
 def _holder(row: Mapping[str, Any]) -> str:
-    if "places" in row:
-        return f"{row['places']:,} other places"
     if row["holder"] is None:
         return "unknown"
     return f"{row['name']} ({row['holder']})" if row["name"] else str(row["holder"])
+
+
+def _span(row: Mapping[str, Any]) -> str:
+    if not row["days"]:
+        return "none"
+    return row["first"] if row["days"] == 1 else f"{row['days']:,} from {row['first']} to {row['last']}"
+
+
+_SOURCE: Column = ("source", lambda row: plural_of(row["source"]))
+_DAY: Column = ("day", lambda row: row["day"] or "none")
+_HOLDER_COLUMNS: list[Column] = [
+    ("contract or site", _holder),
+    ("team", lambda row: row["team"] or "nobody"),
+    ("days", _span),
+]
+_COUNT_COLUMNS = [_count_column(name) for name in _COUNTS]
 
 
 def _table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> list[str]:
@@ -165,13 +190,13 @@ def _moves(found: Differences) -> list[str]:
         ("belong to", lambda row: row["to"]),
     ]
     rows = []
-    for move, records in found.moves.most_common(_SHOWN_MOVES):
+    for move, records in found.moves.most_common(_SHOWN_MORE):
         to = "nobody" if move.to_team is None else f"team {move.to_team}, {move.to_holder}"
         if (move.from_team, move.from_holder) == (move.to_team, move.to_holder):
             to = "the same, under another siteId"
         rows.append({"records": records, "from": f"team {move.from_team}, {move.from_holder}", "to": to})
     lines = _table(rows, columns)
-    more = len(found.moves) - _SHOWN_MOVES
+    more = len(found.moves) - _SHOWN_MORE
     return [*lines, "", f"and {more:,} more"] if more > 0 else lines
 
 

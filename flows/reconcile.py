@@ -15,7 +15,7 @@ from blocks.memory import limit_heaps
 from blocks.records import open_records
 from flows.blocks import Parts, load_parts, of_generation
 from flows.compare import compare_source
-from flows.differences import Row, merge_rows, place_rows, publish_differences, publish_sources
+from flows.differences import Row, holder_rows, merge_rows, place_rows, publish_differences, publish_sources
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.jobs import require_loaded
 from flows.load import LEAST_USD, prepare
@@ -71,8 +71,8 @@ def reconcile(
     Fails, with all sources gone through, if anything differs that it may not mend: where too many records of a source
     are gone or lost their owners, nothing of that source is touched. Without ``heal`` it writes its job and nothing
     else. The result has the counts of records of each kind, ``compared``, ``stored``, ``dead_lettered`` and
-    ``mended``, of which ``written``, how many documents were ``removed``, and under ``places`` the counts by source,
-    team, contract or website, and day, where anything differs or is dead-lettered.
+    ``mended``, of which ``written``, how many documents were ``removed``, and the counts where anything differs or is
+    dead-lettered: under ``holders`` by source, team and contract or website, under ``places`` by day too.
     """
     limit_heaps()
     parts = load_parts(retries=retries, generation=generation)
@@ -102,7 +102,7 @@ def reconcile(
             failed[source] = error
     if len(names) > 1 and night.by_source:
         notes = [f"{plural_of(source)}: {error}" for source, error in failed.items()]
-        publish_sources(night.by_source, night.rows, [*notes, *waiting])
+        publish_sources(night.by_source, night.holders, [*notes, *waiting])
     if failed:
         words = "; ".join(f"{plural_of(source)}: {error}" for source, error in failed.items())
         taken = all(isinstance(error, WorkTakenError) for error in failed.values())
@@ -117,7 +117,8 @@ class _Night:
 
     def __init__(self) -> None:
         self.by_source: dict[str, dict[str, Any]] = {}
-        self.rows: list[Row] = []
+        self.places: list[Row] = []
+        self.holders: list[Row] = []
         self.cost_usd = 0.0
 
     def found(self, source: str, differences: Differences, parts: Parts) -> dict[str, int]:
@@ -126,7 +127,8 @@ class _Night:
         counts = {name: count for name, count in total.to_record().items() if name != "in_source"}
         figures = {**counts, "compared": total.in_source}
         self.by_source[source] = {**figures, "in_source": total.in_source}
-        self.rows = merge_rows([*self.rows, *place_rows(source, differences, parts.owners)])
+        self.places = merge_rows([*self.places, *place_rows(source, differences, parts.owners)])
+        self.holders = merge_rows([*self.holders, *holder_rows(source, differences, parts.owners)])
         return figures
 
     @property
@@ -149,7 +151,8 @@ class _Night:
     def to_record(self) -> dict[str, Any]:
         """Return the result of the run. A run that went on after a pause has no places of what it found before."""
         sources = {name: {key: figures[key] for key in _FIGURES} for name, figures in self.by_source.items()}
-        return {**self.total, "places": self.rows} | ({"by_source": sources} if len(sources) > 1 else {})
+        told = {"holders": self.holders, "places": self.places}
+        return {**self.total, **told} | ({"by_source": sources} if len(sources) > 1 else {})
 
 
 def _reconcile(

@@ -52,7 +52,9 @@ def day_of(moment: object) -> str | None:
             moment = datetime.fromtimestamp(moment / 1000, UTC)
         except (OverflowError, ValueError, OSError):
             return None
-    return moment.date().isoformat() if isinstance(moment, datetime) else None
+    if not isinstance(moment, datetime):
+        return None
+    return (moment if moment.tzinfo is None else moment.astimezone(UTC)).date().isoformat()
 
 
 @dataclass(slots=True)

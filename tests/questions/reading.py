@@ -198,7 +198,7 @@ def says_its_window(row: Stored, look: Look) -> bool:
     """Return whether an aggregate's metadata says over which time its figures are: that of the period asked for."""
     metadata = row["metadata"]
     frame, facts = metadata.get("timeframe"), metadata["facts"]
-    if frame is None or _utc(facts["window"]["start"]) != _utc(frame["start"]):
+    if frame is None or "window" not in facts or _utc(facts["window"]["start"]) != _utc(frame["start"]):
         return False
     period = Period.from_label(look.period or "all")
     if period.level == "all":
