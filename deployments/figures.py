@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from deployments.console import JsonOption, print_json, quiet_prefect, reported, services
-from deployments.runs import BatchOption, BudgetOption, RetriesOption, print_report, summary, with_progress
+from deployments.runs import (
+    AcceptOption,
+    BatchOption,
+    BudgetOption,
+    DataDocsOption,
+    RetriesOption,
+    print_report,
+    summary,
+    with_progress,
+)
 
 
 class FiguresSource(StrEnum):
@@ -41,6 +50,8 @@ def aggregate(
     remove_orphans: Annotated[
         bool, typer.Option("--remove-orphans", help="Remove vectors of periods without rows, however many.")
     ] = False,
+    accept: AcceptOption = None,
+    data_docs: DataDocsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the figures of all teams up to date: days whose rows changed are computed, and their documents embedded.
@@ -61,6 +72,8 @@ def aggregate(
             "retries": retries,
             "dry_run": dry_run,
             "remove_orphans": remove_orphans,
+            "accept": list(accept or []),
+            "data_docs": data_docs,
         }
         with services():
             from flows.aggregate import aggregate as aggregate_flow

@@ -17,7 +17,7 @@ from flows.blocks import load_parts
 from flows.figures import FiguresOf, bring_up_to_date
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.load import LoadOptions, load, prepare, rehearse
-from flows.parameters import Batch, BatchPollSeconds, Budget, GenerationName, Retries
+from flows.parameters import Accept, Batch, BatchPollSeconds, Budget, DataDocs, GenerationName, Retries
 from flows.report import message_of
 from flows.stages import task_runner
 from tasks.domain.runs import Scope
@@ -57,6 +57,8 @@ def aggregate(
     remove_orphans: Annotated[
         bool, Field(description="Remove the vectors of periods that have no rows any more, however many.")
     ] = False,
+    accept: Accept = [],  # noqa: B006
+    data_docs: DataDocs = False,
     generation: GenerationName = None,
     retries: Retries = DEFAULT_RETRIES,
 ) -> State[dict[str, Any]]:
@@ -81,7 +83,12 @@ def aggregate(
     if not embed:
         return Completed(message=str(figures), data={"figures": asdict(figures)})
     options = LoadOptions(
-        budget_usd=budget_usd, remove_orphans=remove_orphans, batch=batch, batch_poll_s=batch_poll_seconds
+        budget_usd=budget_usd,
+        remove_orphans=remove_orphans,
+        batch=batch,
+        batch_poll_s=batch_poll_seconds,
+        accept=tuple(accept),
+        data_docs=data_docs,
     )
     scope = Scope("aggregate")
     report = (
