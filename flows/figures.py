@@ -95,14 +95,15 @@ def bring_up_to_date(
 ) -> FiguresReport:
     """Compute the days whose rows changed, and make the documents that tell them; embeds nothing.
 
-    Figures are kept on the clocks of every zone that was asked for once, until it is forgotten; at first on those of
-    UTC. A run that was cut off is gone on with by the next one: what was computed stays. Raises ``WorkTakenError``
+    Figures are kept on UTC's clocks, and on those of every zone that was asked for once, until it is forgotten. A run that was cut off is gone on with by the next one: what was computed stays. Raises ``WorkTakenError``
     while another run is at it, ``InputError`` for a zone that there isn't.
     """
     began = time.monotonic()
     aggregates = AggregateStore(parts.vectors)
-    kept = {*aggregates.find_zones(), *time_zones} - set(forget_time_zones)
-    zones = [Calendar(zone).zone for zone in sorted(kept or {UTC_ZONE})]
+    if UTC_ZONE in forget_time_zones:
+        raise InputError("figures on UTC's clocks are always kept: forget other zones")
+    kept = {UTC_ZONE, *aggregates.find_zones(), *time_zones} - set(forget_time_zones)
+    zones = [Calendar(zone).zone for zone in sorted(kept)]
     job = take_up(new_run(RunScope("aggregate"), parts), job_origin("aggregate", "figures"), parts, resume=False)
     with at_work(job, parts, bulk=False):
         removed = sum(aggregates.forget_zone(zone) for zone in forget_time_zones)

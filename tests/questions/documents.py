@@ -71,6 +71,8 @@ def stored_of(documents: Iterable[Document]) -> Iterator[dict[str, Any]]:
 def row_documents(golden: Golden) -> Iterator[Document]:
     """Yield the document of each record of each source, and of each part of a record that holds several."""
     for name in PLURALS.values():
+        if name == "aggregate":  # its records are computed
+            continue
         source = find_source(name, KEY)
         for record in golden.records[source.collection]:
             try:
