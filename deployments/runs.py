@@ -260,7 +260,7 @@ def reconcile(
         bool, typer.Option("--no-heal", help="Only tell what differs, and exit with 1 if anything does.")
     ] = False,
     remove_orphans: Annotated[
-        bool, typer.Option("--remove-orphans", help="Remove vectors of deleted records, however many.")
+        bool, typer.Option("--remove-orphans", help="Remove vectors of records deleted or without owner, however many.")
     ] = False,
     shard_rows: ShardRowsOption = DEFAULT_SHARD_ROWS,
     budget_usd: BudgetOption = None,

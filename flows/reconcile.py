@@ -54,7 +54,7 @@ def reconcile(
     sources: Sources = TRANSACTIONS,
     heal: Annotated[bool, Field(description="Mend what differs. False: only tell, and fail if anything does.")] = True,
     remove_orphans: Annotated[
-        bool, Field(description="Remove vectors of records gone from the source, however many they are.")
+        bool, Field(description="Remove vectors of records that are gone or belong to nobody, however many they are.")
     ] = False,
     shard_rows: ShardRows = DEFAULT_SHARD_ROWS,
     budget_usd: Budget = None,

@@ -39,6 +39,7 @@ _FIRST = (
     "end_to_end/test_batch.py",
     "end_to_end/test_up.py",
     "end_to_end/test_alerts.py",
+    "end_to_end/test_quality.py",
     "end_to_end/test_unchanged.py",
     "contracts/test_embedded.py",
     "contracts/test_great_expectations.py",
