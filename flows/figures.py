@@ -95,7 +95,8 @@ def bring_up_to_date(
 ) -> FiguresReport:
     """Compute the days whose rows changed, and make the documents that tell them; embeds nothing.
 
-    Figures are kept on UTC's clocks, and on those of every zone that was asked for once, until it is forgotten. A run that was cut off is gone on with by the next one: what was computed stays. Raises ``WorkTakenError``
+    Figures are kept on UTC's clocks, and on those of every zone that was asked for once, until it is forgotten. A run
+    that was cut off is gone on with by the next one: what was computed stays. Raises ``WorkTakenError``
     while another run is at it, ``InputError`` for a zone that there isn't.
     """
     began = time.monotonic()
