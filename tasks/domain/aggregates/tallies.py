@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -24,6 +25,12 @@ _LARGEST_UINT32 = 2**32 - 1
 _K = TypeVar("_K")
 
 
+@cache
+def _nothing(width: int) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
+    """Return arrays without items, which all empty tallies share: there is nothing in them to change."""
+    return np.empty(0, f"S{width}"), np.empty(0, np.int64)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tally:
     """``keys`` are sorted and distinct, of numpy's type S20 or S16; ``numbers`` are int64, in the same order.
@@ -38,7 +45,7 @@ class Tally:
     @classmethod
     def empty(cls, width: int, joining: Joining = "sum") -> Tally:
         """Return the tally of nothing."""
-        return cls(np.empty(0, f"S{width}"), np.empty(0, np.int64), joining)
+        return cls(*_nothing(width), joining)
 
     @classmethod
     def from_numbers(cls, numbers: Mapping[bytes, int], width: int, joining: Joining = "sum") -> Tally:
@@ -50,8 +57,10 @@ class Tally:
     @classmethod
     def of_addresses(cls, numbers: Mapping[str, int], joining: Joining = "sum") -> Tally:
         """Return the tally of wallets named as ``0x`` and 40 hexadecimal digits."""
-        # Hexadecimal digits sort as the bytes that they stand for.
-        addresses = sorted(numbers)
+        if not numbers:
+            return cls.empty(WALLET_BYTES, joining)
+        # Hexadecimal digits sort as the bytes that they stand for. Most days of a contract have one wallet.
+        addresses = sorted(numbers) if len(numbers) > 1 else list(numbers)
         keys = np.frombuffer(bytes.fromhex("".join([address[2:] for address in addresses])), dtype=_WALLETS)
         return cls(keys, np.array([numbers[address] for address in addresses], np.int64), joining)
 

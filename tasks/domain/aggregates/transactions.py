@@ -352,7 +352,7 @@ class TransactionDays:
         found = self._rows.get(where)
         if found is None:
             found = self._rows[where] = _RowsOfDay()
-            for key in transaction_keys(transaction, self._calendar):
+            for key in _keys(transaction, day, self._calendar.zone):
                 self._days.setdefault(key, []).append(found)
         found.rows.append(read_row(transaction, hour))
 
@@ -384,10 +384,13 @@ def _figures_of(parts: Sequence[_RowsOfDay], day: date | None) -> TransactionFig
 def transaction_keys(transaction: Transaction, calendar: Calendar) -> tuple[PartialKey, PartialKey]:
     """Return the partial figures that a transaction is in: its contract's day, and its team's day on its chain."""
     moment = transaction.block_time_ms
-    day = None if moment is None else calendar.place(moment)[0]
+    return _keys(transaction, None if moment is None else calendar.place(moment)[0], calendar.zone)
+
+
+def _keys(transaction: Transaction, day: date | None, zone: str) -> tuple[PartialKey, PartialKey]:
     return (
-        PartialKey("transactions", Scope.contract(transaction.contract_id), day, calendar.zone),
-        PartialKey("transactions", Scope.chain(transaction.team_id, transaction.chain), day, calendar.zone),
+        PartialKey("transactions", Scope.contract(transaction.contract_id), day, zone),
+        PartialKey("transactions", Scope.chain(transaction.team_id, transaction.chain), day, zone),
     )
 
 
