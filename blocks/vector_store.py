@@ -689,12 +689,13 @@ class VectorStore(MongoDatabase):
             criteria = {"sourceType": source_type, "sourceId": {"$in": list(ids)}, "status": "open"}
             return {record_key(row["sourceId"]) for row in box.find(criteria, {"sourceId": 1})}
 
-    def find_withheld(self, source_type: str, ids: Iterable[Any]) -> set[bytes]:
-        """Return the ``record_key`` of those record ids that judging withheld, and nobody has released since."""
+    def find_withheld(self, source_type: str, ids: Iterable[Any] | None = None) -> set[bytes]:
+        """Return the ``record_key`` of records, of these or all, that judging withheld and nobody released since."""
         with mongo_errors("reading dead letters", self.setting):
             box = self.open_database()[self.letters_name]
-            criteria = {"sourceType": source_type, "sourceId": {"$in": list(ids)}, "status": "open"}
-            criteria["code"] = {"$regex": f"^{WITHHELD}"}
+            criteria: Record = {"sourceType": source_type, "status": "open", "code": {"$regex": f"^{WITHHELD}"}}
+            if ids is not None:
+                criteria["sourceId"] = {"$in": list(ids)}
             return {record_key(row["sourceId"]) for row in box.find(criteria, {"sourceId": 1})}
 
     def read_dead_letter_ids(self, source_type: str) -> Iterator[Any]:

@@ -19,6 +19,7 @@ from tasks.aggregate import (
     TOPICS,
     Telling,
     Visited,
+    Withheld,
     compute_days,
     describe_team,
     find_subject,
@@ -129,8 +130,11 @@ class _Work:
         self._parts, self._aggregates, self._zones, self._now_ms = parts, aggregates, zones, now_ms
         self._topics = {topic for source in of for topic in _TOPICS_OF[source]}
         self._families = [_FAMILIES[source] for source in of]
+        self._withheld = Withheld()
 
     def do(self, *, rebuild: bool, removed: int, began: float) -> FiguresReport:
+        vectors = self._parts.vectors
+        self._withheld = Withheld(*(frozenset(vectors.find_withheld(name)) for name in ("transaction", "session")))
         visited, looked_at = self._look()
         rows, left_out = sum(one.rows for one in looked_at), sum(one.left_out for one in looked_at)
         now = {
@@ -177,13 +181,13 @@ class _Work:
         if "visits" in self._topics:
             campaigns = read_campaigns.with_options(retries=retries)(parts.source, owners, self._now_ms)
             visited = look_at_sessions.with_options(retries=retries)(
-                parts.source, owners, whole(campaigns), self._zones, self._now_ms
+                parts.source, owners, whole(campaigns), whole(self._withheld), self._zones, self._now_ms
             )
             found.append(visited.readings)
         if "transactions" in self._topics or visited.wallets:
             found.append(
                 look_at_transactions.with_options(retries=retries)(
-                    parts.source, owners, whole(visited.wallets), self._zones, self._now_ms
+                    parts.source, owners, whole(visited.wallets), whole(self._withheld), self._zones, self._now_ms
                 )
             )
         return visited, found
@@ -202,6 +206,7 @@ class _Work:
                 parts.source,
                 whole(parts.owners),
                 whole(visited),
+                whole(self._withheld),
                 parts.vectors,
                 self._now_ms,
             )

@@ -52,6 +52,7 @@ from tasks.domain.aggregates.units import Reading, Readings, RowDigests, Transac
 from tasks.domain.aggregates.visits import VisitDays, VisitFigures, read_visit
 from tasks.domain.aggregates.walking import walk
 from tasks.domain.campaigns import parse_campaign
+from tasks.domain.dead_letters import record_key
 from tasks.domain.documents import Document
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import Owners
@@ -80,21 +81,37 @@ class Visited:
     campaigns: tuple[TrackedCampaign, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """The ``record_key`` of records that can't be right and are withheld, until somebody mends or accepts them."""
+
+    transactions: frozenset[bytes] = frozenset()
+    sessions: frozenset[bytes] = frozenset()
+
+
 class _Sessions:
     """Parses sessions and says which units they are in."""
 
     def __init__(
-        self, source: MongoSource, owners: Owners, campaigns: Iterable[TrackedCampaign], *, now_ms: int
+        self,
+        source: MongoSource,
+        owners: Owners,
+        campaigns: Iterable[TrackedCampaign],
+        withheld: frozenset[bytes],
+        *,
+        now_ms: int,
     ) -> None:
         key = source.pseudonym_key
         self.records = open_records(source, "session")
         self._key = key.get_secret_value().encode() if key else b""
-        self._owners, self._now_ms = owners, now_ms
+        self._owners, self._withheld, self._now_ms = owners, withheld, now_ms
         self._attribution = Attribution(campaigns)
         self._digests = RowDigests()
 
     def parse(self, record: Mapping[str, Any]) -> Session | None:
         """Return the session, or None where the record is refused: loading sessions says why."""
+        if self._withheld and record_key(record["_id"]) in self._withheld:
+            return None
         try:
             return parse_session(record, self._owners, key=self._key, now_ms=self._now_ms)
         except RecordError:
@@ -137,13 +154,14 @@ def look_at_sessions(
     source: MongoSource,
     owners: Owners,
     campaigns: Sequence[TrackedCampaign],
+    withheld: Withheld,
     zones: Sequence[str],
     now_ms: int,
 ) -> Visited:
     """Return what all sessions are now, by website and day."""
     readings = Readings()
     wallets: dict[str, set[str]] = {}
-    sessions = _Sessions(source, owners, campaigns, now_ms=now_ms)
+    sessions = _Sessions(source, owners, campaigns, withheld.sessions, now_ms=now_ms)
     calendars = [Calendar(zone) for zone in zones]
     for raw, record in _read_all(sessions.records):
         readings.rows += 1
@@ -162,11 +180,11 @@ def look_at_sessions(
 
 @task(name="look at transactions", task_run_name="look at transactions", **STAGE)
 def look_at_transactions(
-    source: MongoSource, owners: Owners, wallets: Wallets, zones: Sequence[str], now_ms: int
+    source: MongoSource, owners: Owners, wallets: Wallets, withheld: Withheld, zones: Sequence[str], now_ms: int
 ) -> Readings:
     """Return what all transactions are now, by team and day, and those of wallets that the team's websites know."""
     readings = Readings()
-    units = TransactionUnits(owners, map(Calendar, zones), wallets, now_ms=now_ms)
+    units = TransactionUnits(owners, map(Calendar, zones), wallets, withheld.transactions, now_ms=now_ms)
     for raw, record in _read_all(open_records(source, "transaction")):
         units.look_at(raw, record, readings)
     get_run_logger().info("%s transactions, %s of them left out", f"{readings.rows:,}", f"{readings.left_out:,}")
@@ -184,6 +202,7 @@ def compute_days(
     source: MongoSource,
     owners: Owners,
     visited: Visited,
+    withheld: Withheld,
     store: VectorStore,
     now_ms: int,
 ) -> dict[UnitKey, Unit]:
@@ -196,28 +215,28 @@ def compute_days(
     ids = [record_id for _, reading in batch for record_id in reading.ids]
     keys = [key for key, _ in batch]
     if topic == "visits":
-        found = _compute_visits(keys, ids, source, owners, visited, Calendar(zone), now_ms)
+        sessions = _Sessions(source, owners, visited.campaigns, withheld.sessions, now_ms=now_ms)
+        found = _compute_visits(keys, ids, sessions, Calendar(zone))
     else:
-        found = _compute_transactions(topic, keys, ids, source, owners, visited.wallets, Calendar(zone), now_ms)
+        units = TransactionUnits(owners, [Calendar(zone)], visited.wallets, withheld.transactions, now_ms=now_ms)
+        days = TransactionDays(Calendar(zone)) if topic == "transactions" else MoveDays(Calendar(zone), visited.wallets)
+        found = _compute_transactions(keys, ids, units, days, source, owners, now_ms)
     return AggregateStore(store).replace_units(found, before)
 
 
 def _compute_transactions(
-    topic: PartialTopic,
     keys: Sequence[UnitKey],
     ids: Sequence[Any],
+    units: TransactionUnits,
+    days: TransactionDays | MoveDays,
     source: MongoSource,
     owners: Owners,
-    wallets: Wallets,
-    calendar: Calendar,
     now_ms: int,
 ) -> dict[UnitKey, UnitFigures]:
+    topic, zone = keys[0].topic, keys[0].zone
     seen = Readings()
     refused: dict[UnitKey, int] = {}
-    units = TransactionUnits(owners, [calendar], wallets, now_ms=now_ms)
     chosen = frozenset(keys)
-    days: TransactionDays | MoveDays
-    days = TransactionDays(calendar) if topic == "transactions" else MoveDays(calendar, wallets)
     for raw, record in open_records(source, "transaction").read_raw_some(ids):
         one = Readings()
         units.look_at(raw, record, one)
@@ -233,21 +252,17 @@ def _compute_transactions(
     for partial, figures in days.finish():
         scope = partial.scope
         team_id = owners.by_contract_id[scope.holder_id].team_id if scope.kind == "contract" else scope.holder_id
-        found[UnitKey(topic, str(team_id), partial.day, calendar.zone)][partial] = figures
+        found[UnitKey(topic, str(team_id), partial.day, zone)][partial] = figures
     return _as_units(found, seen, refused)
 
 
 def _compute_visits(
     keys: Sequence[UnitKey],
     ids: Sequence[Any],
-    source: MongoSource,
-    owners: Owners,
-    visited: Visited,
+    sessions: _Sessions,
     calendar: Calendar,
-    now_ms: int,
 ) -> dict[UnitKey, UnitFigures]:
     seen = Readings()
-    sessions = _Sessions(source, owners, visited.campaigns, now_ms=now_ms)
     days = VisitDays(calendar)
     chosen = frozenset(keys)
     for raw, record in sessions.records.read_raw_some(ids):

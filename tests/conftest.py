@@ -33,6 +33,7 @@ _EXTENDED_JSON = JSONOptions(
 _FIRST = (
     "end_to_end/worker/test_ends.py",
     "end_to_end/test_sources.py",
+    "end_to_end/test_figures.py",
     "end_to_end/test_crashes.py",
     "end_to_end/worker/test_sharing.py",
     "end_to_end/test_chaos.py",
@@ -44,6 +45,8 @@ _FIRST = (
     "contracts/test_embedded.py",
     "contracts/test_great_expectations.py",
     "end_to_end/test_generations.py",
+    "end_to_end/test_reconcile.py",
+    "contracts/test_real_aggregates.py",
 )
 
 

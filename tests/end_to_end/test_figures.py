@@ -243,6 +243,28 @@ def test_damaged_figures_are_computed_from_the_rows_again(computed: Pipeline) ->
     assert records(computed) == found
 
 
+def test_a_record_that_was_withheld_counts_nowhere_until_it_is_released(computed: Pipeline) -> None:
+    found = records(computed)
+    row = dated(computed)
+    letter = {
+        "sourceType": "transaction",
+        "sourceId": row["_id"],
+        "stage": "validate",
+        "reason": "a thousand times what anybody ever moved",
+        "code": "quarantined_far",
+        "runId": "r",
+        "time": datetime.now(UTC),
+        "status": "open",
+    }
+    computed.store["deadletters"].insert_one(letter)
+    assert compute(computed)["left_out"] == compute(computed)["left_out"] > 0
+    assert records(computed) != found
+    require_as_from_nothing(computed)
+    computed.store["deadletters"].update_one({"_id": letter["_id"]}, {"$set": {"status": "resolved"}})
+    assert compute(computed)["computed"] >= 1
+    assert records(computed) == found
+
+
 def test_a_period_is_told_as_over_once_it_is(computed: Pipeline) -> None:
     store = computed.store["ragaggregates"]
     ended = store.find_one({"metadata.facts.period": "month", "metadata.facts.topic": "transactions"})

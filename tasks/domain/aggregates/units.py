@@ -7,7 +7,7 @@ the days that it was in and is in, whatever changed it, and no position can be l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from datetime import date
 from hashlib import blake2b
@@ -17,6 +17,7 @@ from bson import ObjectId
 
 from tasks.domain.aggregates.periods import Calendar
 from tasks.domain.aggregates.scopes import UNDATED, PartialTopic, Scope
+from tasks.domain.dead_letters import record_key
 from tasks.domain.documents import make_key
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import Holder, Owners
@@ -140,18 +141,31 @@ class RowDigests:
 
 
 class TransactionUnits:
-    """Says which units a raw transaction is in, on the clocks of some zones; ``wallets`` are those that teams know."""
+    """Says which units a raw transaction is in, on the clocks of some zones; ``wallets`` are those that teams know.
+
+    Records that are ``withheld``, by their ``record_key``, are in none: what they say can't be right.
+    """
 
     def __init__(
-        self, owners: Owners, calendars: Iterable[Calendar], wallets: Mapping[str, frozenset[str]], *, now_ms: int
+        self,
+        owners: Owners,
+        calendars: Iterable[Calendar],
+        wallets: Mapping[str, frozenset[str]],
+        withheld: Collection[bytes] = frozenset(),
+        *,
+        now_ms: int,
     ) -> None:
         self._owners, self._calendars, self._wallets = owners, tuple(calendars), wallets
+        self._withheld = withheld
         self._latest_ms = now_ms + FUTURE_TOLERANCE_MS
         self._digests = RowDigests()
 
     def look_at(self, raw: bytes, record: Mapping[str, Any], into: Readings) -> None:
         """Count a row in its units. One that nobody owns, or whose time can't be, is left out until that changes."""
         into.rows += 1
+        if self._withheld and record_key(record["_id"]) in self._withheld:
+            into.left_out += 1
+            return
         try:
             holder = TRANSACTIONS.find_holder(record, self._owners)
         except RecordError:
