@@ -465,6 +465,7 @@ def test_an_embedder_without_limits_needs_no_gate(store: VectorStore) -> None:
 # -- the embed stage behind the gate -----------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_processes_are_hardly_ever_refused_by_a_server_that_enforces_a_sliding_window(
     limits: str, make_worker: Callable[..., Worker]
 ) -> None:

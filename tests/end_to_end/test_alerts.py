@@ -143,6 +143,7 @@ def test_a_run_that_fails_is_told_once_with_all_that_is_needed_and_its_end_is_to
     assert pipeline.initialise()["differs"] == []
 
 
+@pytest.mark.long
 def test_the_stage_is_that_of_the_task_wherever_it_failed(
     told_pipeline: Pipeline, slack: LoopbackSlack, source_data: SourceData
 ) -> None:
@@ -396,6 +397,7 @@ def test_automations_are_registered_once_and_do_not_hold_the_address(watched: Pi
     assert register_automations(watched.make_settings()) == [automations.SILENT, automations.NEVER_BEGAN]
 
 
+@pytest.mark.long
 def test_the_register_command_makes_the_server_say_what_cannot_speak(watched: Pipeline, slack: LoopbackSlack) -> None:
     settings = {
         "CRYPTIQUE_SOURCE_URI": watched.uri,

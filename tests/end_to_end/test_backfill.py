@@ -128,6 +128,7 @@ def test_rebuilding_everything_embeds_what_did_not_change_and_leaves_the_same_do
         assert row["version"] == before[key]["version"] + 1
 
 
+@pytest.mark.long
 def test_only_what_an_older_describer_stored_is_described_again(migrated: Pipeline, newer: Callable[[], int]) -> None:
     older = newer()
     teams = Counter(str(row["teamId"]) for row in migrated.documents().values())
@@ -148,6 +149,7 @@ def test_only_what_an_older_describer_stored_is_described_again(migrated: Pipeli
     assert migrated.complete(backfill, stored_describer=older)["read"] == 0
 
 
+@pytest.mark.long
 def test_a_store_of_another_model_is_rebuilt_whole_and_no_part_of_it_alone(
     migrated: Pipeline, source_data: SourceData
 ) -> None:
@@ -244,6 +246,7 @@ def test_a_backfill_that_failed_half_way_goes_on_where_it_stopped_and_pays_for_n
     assert not [path for path in (pipeline.home / "shards").rglob("*") if path.is_file()]
 
 
+@pytest.mark.long
 def test_a_backfill_that_paused_for_the_quota_goes_on_with_the_same_records_and_its_budget(
     pipeline: Pipeline, source_data: SourceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

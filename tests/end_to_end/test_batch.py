@@ -220,6 +220,7 @@ def test_a_dry_run_tells_the_price_of_the_jobs_and_starts_none(loaded: Pipeline,
     assert foretold["quota_seconds"] is None
 
 
+@pytest.mark.long
 def test_a_run_waits_for_jobs_that_take_their_time_and_its_record_says_so(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:
@@ -353,6 +354,7 @@ def test_what_a_job_does_not_answer_is_asked_for_in_the_ordinary_way_and_paid_fo
     service.require_nothing_left()
 
 
+@pytest.mark.long
 def test_a_text_that_a_job_refuses_is_one_dead_letter(
     pipeline: Pipeline, service: Service, source_data: SourceData
 ) -> None:

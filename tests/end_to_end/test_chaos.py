@@ -12,6 +12,7 @@ from tests.chaos.run import Plan, wreak_havoc
 SHORT = Plan(seed=5, kills=5, late_kills=1, rows=3_000, shard_rows=250, latency_s=0.02)
 
 
+@pytest.mark.long
 def test_a_migration_that_is_killed_five_times_with_its_servers_stores_what_an_undisturbed_one_stores(
     tmp_path: Path,
 ) -> None:

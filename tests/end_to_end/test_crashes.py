@@ -165,6 +165,7 @@ def assert_nothing_is_left(pipeline: Pipeline) -> None:
 # -- what a checkpoint promises ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_asked_for_when_all_its_data_is_acknowledged_by_a_majority_and_journaled(
     pipeline: Pipeline, source_data: SourceData, prefect_api: str, tmp_path: Path
 ) -> None:
@@ -272,6 +273,7 @@ def test_a_plan_that_is_cut_short_is_made_again(
     assert comparable(pipeline.documents()) == undisturbed
 
 
+@pytest.mark.long
 def test_an_index_of_paid_texts_that_a_crash_spoiled_costs_those_texts_and_no_more(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record]
 ) -> None:
@@ -333,6 +335,7 @@ def changed_rows(pipeline: Pipeline) -> set[ObjectId]:
     return {row["sourceId"] for row in found}
 
 
+@pytest.mark.long
 def test_each_shard_is_as_it_was_when_it_was_read_and_what_changed_behind_it_is_left_to_ingest(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:
@@ -364,6 +367,7 @@ def test_each_shard_is_as_it_was_when_it_was_read_and_what_changed_behind_it_is_
     assert comparable(pipeline.documents(), "version") == as_if_migrated_now(pipeline)
 
 
+@pytest.mark.long
 def test_what_changes_while_a_killed_run_lies_still_is_taken_by_it_or_by_ingest_and_is_no_difference(
     pipeline: Pipeline, source_data: SourceData, prefect_api: str
 ) -> None:
@@ -421,6 +425,7 @@ class HoldsTexts(LoopbackGemini):
         return super()._answer_texts(wanted, texts, **more)
 
 
+@pytest.mark.long
 def test_many_that_make_a_new_store_at_once_do_not_trip_over_each_other(pipeline: Pipeline) -> None:
     stores = [make_blocks(pipeline.settings).vectors for _ in range(6)]
     together = threading.Barrier(len(stores))

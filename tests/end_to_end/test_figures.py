@@ -232,6 +232,7 @@ def test_what_a_run_computed_before_it_died_is_described_by_the_next(
     require_as_from_nothing(computed)
 
 
+@pytest.mark.long
 def test_damaged_figures_are_computed_from_the_rows_again(computed: Pipeline) -> None:
     found = records(computed)
     row = computed.store["ragpartials"].find_one({"scope": "contract"})
@@ -341,6 +342,7 @@ def test_rows_figures_or_both_are_stored_as_is_chosen_and_a_dry_run_tells_the_co
     )
 
 
+@pytest.mark.long
 def test_nobody_reads_figures_of_another_team(filled: Pipeline) -> None:
     compute(filled)
     contracts = filled.source["smartcontracts"].find({"contractId": {"$type": "string"}})

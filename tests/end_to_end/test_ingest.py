@@ -121,6 +121,7 @@ def test_changes_made_while_it_follows_are_searchable_within_seconds(
     )
 
 
+@pytest.mark.long
 def test_without_a_position_the_whole_source_is_compared_once_and_then_followed(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_source_without_history_is_read_from_its_watermark_with_an_overlap(
     assert (again["written"], again["caught_up"]) == (0, None)
 
 
+@pytest.mark.long
 def test_each_run_that_took_something_over_has_its_job(followed: Pipeline) -> None:
     followed.transactions.update_one({}, {"$set": {"value_eth": "3.5"}})
     report = take_over(followed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows.reconcile import reconcile
@@ -73,6 +74,7 @@ def test_a_first_load_has_made_in_the_end_what_initialise_makes(pipeline: Pipeli
     assert (found["created"], found["differs"]) == ([], [])
 
 
+@pytest.mark.long
 def test_a_first_load_that_failed_half_way_has_made_every_index_when_it_went_on(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:

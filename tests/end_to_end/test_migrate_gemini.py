@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from tests.end_to_end.pipeline import Pipeline, Record, SourceData, comparable, repeated, vector_of
 from tests.loopback.gemini import LoopbackGemini, raw_vector
@@ -175,6 +176,7 @@ def test_a_service_that_is_busy_when_the_run_begins_is_asked_again(pipeline: Pip
 # -- a service that fails ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_with_every_fifth_request_failing_the_store_equals_that_of_a_run_without_failures(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:

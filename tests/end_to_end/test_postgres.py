@@ -21,6 +21,8 @@ from deployments.work_pool import POOL
 from tests.end_to_end.pipeline import wait_for
 from tests.end_to_end.production import COMMAND, Production, process, production
 
+pytestmark = pytest.mark.long
+
 Record = dict[str, Any]
 
 ROWS = 3_000

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from bson import ObjectId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from pymongo import MongoClient
 
 from deployments.sample import load_sample
@@ -136,11 +137,13 @@ def paid_texts(gemini: LoopbackGemini) -> int:
 
 def artifact_of(pipeline: Pipeline) -> str:
     """Return what the last run's artifact says of the data."""
+    assert pipeline.last_run_id is not None
+    of_the_run = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[pipeline.last_run_id]),
+        key=ArtifactFilterKey(any_=["quality-transaction"]),
+    )
     with prefect_client() as client:
-        found = client.read_artifacts()
-    texts = [
-        str(one.data) for one in found if one.flow_run_id == pipeline.last_run_id and one.key == "quality-transaction"
-    ]
+        texts = [str(one.data) for one in client.read_artifacts(artifact_filter=of_the_run)]
     assert texts
     return texts[0]
 
@@ -245,6 +248,7 @@ def test_what_is_withheld_stays_so_whatever_looks_at_it_until_it_is_mended(
     assert (released["resolved"], released["still_open"]) == (40, len(letters) - 40)
 
 
+@pytest.mark.long
 def test_a_fault_that_no_sample_shows_stops_the_run_while_it_goes_on(
     fresh: Pipeline, source_data: SourceData, gemini: LoopbackGemini
 ) -> None:

@@ -175,6 +175,7 @@ def test_a_run_over_a_part_of_the_source_skips_as_well(stored: Pipeline) -> None
     assert stored.documents() == before
 
 
+@pytest.mark.long
 def test_changes_that_change_nothing_stored_are_followed_without_describing_them(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:
@@ -316,6 +317,7 @@ def test_a_field_that_nobody_reads_is_no_change(stored: Pipeline) -> None:
     require_nothing_to_do(stored)
 
 
+@pytest.mark.long
 def test_a_store_of_an_older_version_is_completed_without_embedding_or_writing_a_row(stored: Pipeline) -> None:
     vectors = stored.store["vectordocuments"]
     as_made = stored.documents()
@@ -344,6 +346,7 @@ def test_a_run_that_asks_for_everything_skips_nothing(stored: Pipeline) -> None:
     require_nothing_to_do(stored)
 
 
+@pytest.mark.long
 def test_another_describer_is_seen_in_every_record_and_embeds_only_what_reads_otherwise(
     stored: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

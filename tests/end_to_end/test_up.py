@@ -183,6 +183,7 @@ def test_a_parameter_that_no_run_can_have_is_refused_when_the_run_is_created(pla
         (OF_A_STRANGER, "no contract belongs to team"),
     ],
 )
+@pytest.mark.long
 def test_what_only_the_source_can_tell_is_refused_before_any_work_and_said_in_the_run(
     place: Place, source: Database[Record], parameters: Record, says: str
 ) -> None:

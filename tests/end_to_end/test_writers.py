@@ -67,6 +67,7 @@ def test_a_migration_that_was_held_up_does_not_overwrite_what_another_writer_sto
         assert pipeline.migrate()["unchanged"] == ROWS
 
 
+@pytest.mark.long
 def test_a_record_that_is_new_to_both_is_stored_as_the_newer_one_read_it(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:
@@ -124,6 +125,7 @@ def test_what_ingest_mends_deletes_and_refuses_meanwhile_stays_so_and_is_no_diff
     assert (report["read"], report["written"], report["dead_lettered"]) == (ROWS - 1, 1, 0)
 
 
+@pytest.mark.long
 def test_a_text_that_grew_meanwhile_keeps_all_its_chunks(pipeline: Pipeline, source_data: SourceData) -> None:
     rows = [repeated(row, 1 + at) for at, row in enumerate(source_data.some(3))]
     rows[1]["token_name"] = STORY * 400

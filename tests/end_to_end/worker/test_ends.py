@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import pytest
 from pymongo.database import Database
 
 from deployments.embedded import _process_started
@@ -20,6 +21,9 @@ from tests.loopback.gemini import LoopbackGemini
 from tests.loopback.slack import LoopbackSlack
 
 # -- ends --------------------------------------------------------------------------------------------------------
+
+
+pytestmark = pytest.mark.long
 
 
 def test_a_cancelled_run_ends_in_order_and_the_same_work_goes_on_later(

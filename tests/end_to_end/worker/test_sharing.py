@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from pydantic import SecretStr
 from pymongo.database import Database
 
@@ -38,6 +39,7 @@ def test_a_migration_shared_by_child_runs_stores_what_one_process_stores(
     assert (load["status"], load["progress"]["processed"]) == ("completed", ROWS)
 
 
+@pytest.mark.long
 def test_a_partition_whose_process_dies_is_taken_up_by_another_child(
     place: Place,
     undisturbed: dict[str, Record],
@@ -63,6 +65,7 @@ def test_a_partition_whose_process_dies_is_taken_up_by_another_child(
     assert slack.requests == []
 
 
+@pytest.mark.long
 def test_child_runs_work_on_the_generation_of_their_load_whatever_is_live(
     place: Place, undisturbed: dict[str, Record], empty: Database[Record]
 ) -> None:
@@ -86,6 +89,7 @@ def test_child_runs_work_on_the_generation_of_their_load_whatever_is_live(
 # -- pauses ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_pauses_while_the_days_quota_is_spent_and_goes_on_by_itself(
     place: Place, undisturbed: dict[str, Record], empty: Database[Record], gemini: LoopbackGemini
 ) -> None:
@@ -117,6 +121,7 @@ def test_a_run_pauses_while_the_days_quota_is_spent_and_goes_on_by_itself(
     assert set(paid(gemini).values()) == {1}
 
 
+@pytest.mark.long
 def test_a_run_waits_at_its_budget_until_somebody_resumes_it(
     place: Place, undisturbed: dict[str, Record], empty: Database[Record], gemini: LoopbackGemini
 ) -> None:
