@@ -210,6 +210,7 @@ def test_the_same_backfill_twice_at_once_is_refused_and_another_one_is_not(
     assert sorted(job["status"] for job in pipeline.jobs()) == ["completed"] * 3
 
 
+@pytest.mark.long
 def test_a_backfill_that_failed_half_way_goes_on_where_it_stopped_and_pays_for_no_text_twice(
     pipeline: Pipeline, source_data: SourceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,7 @@ def test_a_checkpoint_is_asked_for_when_all_its_data_is_acknowledged_by_a_majori
 # -- a full disk -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_full_disk_is_told_with_what_to_do_and_once_there_is_room_the_run_goes_on(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record], prefect_api: str, tmp_path: Path
 ) -> None:
@@ -254,6 +255,7 @@ def test_a_shard_file_that_is_cut_short_under_a_running_migration_is_made_again_
 
 
 @pytest.mark.parametrize("kept_share", [0.0, 0.5])
+@pytest.mark.long
 def test_a_plan_that_is_cut_short_is_made_again(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record], kept_share: float
 ) -> None:

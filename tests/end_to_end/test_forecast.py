@@ -20,6 +20,7 @@ def test_a_forecast_from_every_record_is_what_happens(pipeline: Pipeline, source
     assert (again["forecast"]["texts"], again["forecast"]["tokens"]) == (0, 0)
 
 
+@pytest.mark.long
 def test_a_forecast_from_some_records_comes_near_and_pays_for_nothing(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:

@@ -192,6 +192,7 @@ def test_a_job_that_failed_keeps_its_error_and_counts_how_often_it_was_taken_up(
     assert len(json.loads(command("jobs", "show", job["jobId"], "--json").stdout)["metadata"]["runIds"]) == 2
 
 
+@pytest.mark.long
 def test_a_run_whose_budget_is_spent_is_paused_until_somebody_resumes_it(
     pipeline: Pipeline, source_data: SourceData, command: Command
 ) -> None:

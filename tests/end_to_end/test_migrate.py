@@ -170,6 +170,7 @@ def test_an_initialise_after_a_migration_finds_nothing_to_make(whole: Whole) -> 
 # -- which rows --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_only_the_rows_of_the_asked_team_and_contract_are_migrated(pipeline: Pipeline, source_data: SourceData) -> None:
     rows = source_data.some(300)
     pipeline.load(source_data, rows)
@@ -189,6 +190,7 @@ def test_only_the_rows_of_the_asked_team_and_contract_are_migrated(pipeline: Pip
     assert pipeline.migrate(teams=[team], contracts=[contract])["read"] == 0
 
 
+@pytest.mark.long
 def test_a_limit_takes_the_first_records_in_the_order_of_their_ids(pipeline: Pipeline, source_data: SourceData) -> None:
     rows = source_data.some(60)
     pipeline.load(source_data, rows)
@@ -323,6 +325,7 @@ def test_a_changed_text_is_embedded_again_and_replaces_the_old_one(pipeline: Pip
             assert row == before[key]
 
 
+@pytest.mark.long
 def test_a_shortened_record_leaves_no_chunk_of_its_old_text(pipeline: Pipeline, source_data: SourceData) -> None:
     rows = [repeated(row, 1 + at) for at, row in enumerate(source_data.some(3))]
     story = "A long story about a token and its holders. "
@@ -361,6 +364,7 @@ def test_a_record_that_gets_another_contract_leaves_nothing_under_the_old_one(
     assert pipeline.migrate()["unchanged"] == 20
 
 
+@pytest.mark.long
 def test_a_record_that_is_imported_again_under_a_new_id_keeps_its_place(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:
@@ -447,6 +451,7 @@ def test_a_source_that_lost_many_records_is_doubted_and_nothing_is_removed_until
     assert pipeline.stored_source_ids() == {row["_id"] for row in rows[150:]}
 
 
+@pytest.mark.long
 def test_a_dead_letter_of_a_deleted_record_is_closed(pipeline: Pipeline, source_data: SourceData) -> None:
     rows = source_data.some(10)
     pipeline.load(source_data, [*rows[1:], {**rows[0], "value_eth": "NaN"}])

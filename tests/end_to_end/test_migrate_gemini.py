@@ -69,6 +69,7 @@ def test_equal_texts_in_shards_that_run_side_by_side_are_embedded_once(
     assert all(row["embedding"] == by_content[row["content"]] for row in pipeline.documents().values())
 
 
+@pytest.mark.long
 def test_a_dry_run_writes_nothing_asks_nobody_and_foretells_the_run(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:

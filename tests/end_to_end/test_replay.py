@@ -120,6 +120,7 @@ def test_a_dry_run_and_a_choice_that_can_not_be_meant_change_nothing(refused: Pi
     assert refused.fingerprint() == before
 
 
+@pytest.mark.long
 def test_a_replay_has_its_job_and_the_same_one_twice_at_once_is_refused(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:

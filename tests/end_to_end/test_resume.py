@@ -124,6 +124,7 @@ def test_a_run_that_failed_half_way_goes_on_at_its_unfinished_shards_and_pays_fo
     assert not [path for path in (pipeline.home / "shards").rglob("*") if path.is_file()]
 
 
+@pytest.mark.long
 def test_a_run_told_not_to_resume_starts_over_and_still_writes_nothing_twice(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record]
 ) -> None:

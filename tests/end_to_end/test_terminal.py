@@ -77,6 +77,7 @@ def _read(screen: int) -> str:
         return ""  # the other end is closed
 
 
+@pytest.mark.long
 def test_a_run_at_its_budget_says_what_to_do_and_one_at_the_days_quota_that_it_waits(
     tmp_path: Path, place: tuple[LoopbackGemini, dict[str, str]]
 ) -> None:

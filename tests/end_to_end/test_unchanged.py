@@ -293,6 +293,7 @@ def test_the_next_run_sees_a_change_on_either_side_and_looks_at_nothing_else(
     require_nothing_to_do(stored)
 
 
+@pytest.mark.long
 def test_a_change_that_changes_nothing_stored_is_looked_at_once(stored: Pipeline) -> None:
     row = stored.transactions.find_one({"_id": {"$gt": LONG}, "status": "Success"})
     stored.transactions.update_one({"_id": row["_id"]}, {"$set": {"status": "success"}})
@@ -364,6 +365,7 @@ def test_another_describer_is_seen_in_every_record_and_embeds_only_what_reads_ot
 
 
 @pytest.mark.parametrize("by", ["migrate", "replay"])
+@pytest.mark.long
 def test_an_open_dead_letter_of_a_record_that_is_stored_as_it_is_is_closed(
     pipeline: Pipeline, source_data: SourceData, by: str
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_run_that_the_api_creates_is_done_by_the_worker(
     assert 0 < len(source.vectordocuments.distinct("sourceId")) <= 50
 
 
+@pytest.mark.long
 def test_a_second_up_repairs_what_differs_and_leaves_the_rest(place: Place) -> None:
     before, migrate = place.processes(), place.deployment("migrate")
     bulk = place.read(f"/work_pools/{POOL}/queues/bulk")

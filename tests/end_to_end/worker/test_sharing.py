@@ -23,6 +23,7 @@ from tests.loopback.slack import LoopbackSlack
 # -- work that is shared -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_migration_shared_by_child_runs_stores_what_one_process_stores(
     place: Place, undisturbed: dict[str, Record], empty: Database[Record], gemini: LoopbackGemini
 ) -> None:
