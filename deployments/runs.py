@@ -493,13 +493,14 @@ def _print_choices(console: Console, choices: dict[str, dict[str, Any]]) -> None
 
     from flows.progress import duration
 
-    tiers = list(choices["both"]["tier_seconds"])
-    table = Table("", "records", "to write", "tokens", "cost", *tiers, title="What each choice would cost")
-    table.title_justify = "left"
+    # A column a choice: eighty characters hold every figure.
+    table = Table("", *choices, title="What each choice would cost", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    for choice, told in choices.items():
-        times = (duration(told["tier_seconds"].get(tier, 0.0)) for tier in tiers)
-        counts = (f"{told[name]:,}" for name in ("read", "written", "tokens"))
-        table.add_row(choice, *counts, f"${told['cost_usd']:,.4f}", *times)
+    told = choices.values()
+    for words, name in (("records", "read"), ("to write", "written"), ("tokens", "tokens")):
+        table.add_row(words, *(f"{one[name]:,}" for one in told))
+    table.add_row("cost", *(f"${one['cost_usd']:,.4f}" for one in told))
+    for tier in choices["both"]["tier_seconds"]:
+        table.add_row(f"time in {tier}", *(duration(one["tier_seconds"].get(tier, 0.0)) for one in told))
     console.print(table)
