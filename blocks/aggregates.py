@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from hashlib import blake2b
 from itertools import groupby
@@ -133,8 +133,7 @@ class AggregateStore:
         units = {key: self._unit(key, one, before.get(key)) for key, one in found.items()}
         with self._errors("storing figures"):
             # A unit is without a digest until all of its figures are there.
-            begun = [self._unit_row(key, unit, digest="") for key, unit in units.items()]
-            self._replace(UNITS, begun)
+            self._replace(UNITS, [self._unit_row(key, replace(unit, digest="")) for key, unit in units.items()])
             writes: list[ReplaceOne[Record] | DeleteMany] = []
             size = 0
             for key, one in found.items():
@@ -159,14 +158,14 @@ class AggregateStore:
         return Unit(found.digest, found.rows, found.refused, tuple(sorted(scopes, key=repr)), described=False)
 
     @staticmethod
-    def _unit_row(key: UnitKey, unit: Unit, *, digest: str | None = None) -> Record:
+    def _unit_row(key: UnitKey, unit: Unit) -> Record:
         return {
             "_id": _unit_id(key),
             "topic": key.topic,
             "ownerId": key.owner_id,
             "day": key.day_text,
             "zone": key.zone,
-            "digest": unit.digest if digest is None else digest,
+            "digest": unit.digest,
             "rows": unit.rows,
             "refused": unit.refused,
             "scopes": [[scope.kind, scope.holder_id, scope.part] for scope in unit.scopes],
@@ -324,10 +323,11 @@ def _scope_id(family: str, scope: Scope, zone: str) -> ObjectId:
 
 
 def _partial_rows(key: UnitKey, partials: Mapping[PartialKey, Figures], *, max_bytes: int) -> Iterator[Record]:
+    unit_id = _unit_id(key)
     for partial, figures in partials.items():
         bodies = encode_partial(partial.topic, figures, max_bytes=max_bytes)
         shared = {
-            "unit": _unit_id(key),
+            "unit": unit_id,
             "topic": partial.topic,
             "holderId": partial.scope.holder_id,
             "scope": partial.scope.kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -230,10 +231,9 @@ class _Work:
         self, zone: str, units: Mapping[UnitKey, Unit], campaigns: Mapping[str, TrackedCampaign]
     ) -> list[Telling]:
         owners = self._parts.owners
-        sites = _sites_by_team(owners)
-        parts = _parts_of_scopes(units, sites)
+        site_teams = _teams_of_sites(owners)
+        parts = _parts_of_scopes(units, site_teams)
         known = {key: found for key, found in self._aggregates.read_scopes(zone).items() if key[0] in self._families}
-        site_teams = {site_id: team_id for team_id, site_ids in sites.items() for site_id in site_ids}
         touched = touched_aggregates(
             (
                 PartialKey(key.topic, scope, key.day, zone)
@@ -274,33 +274,33 @@ class _Work:
         return tellings
 
 
-def _sites_by_team(owners: Owners) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for site in owners.by_site_id.values():
-        if site.owner_error is None and site.team_id is not None:
-            found.setdefault(site.team_id, []).append(site.site_id)
-    return found
+def _teams_of_sites(owners: Owners) -> dict[str, str]:
+    return {
+        site.site_id: site.team_id
+        for site in owners.by_site_id.values()
+        if site.owner_error is None and site.team_id is not None
+    }
 
 
 def _parts_of_scopes(
-    units: Mapping[UnitKey, Unit], sites: Mapping[str, Collection[str]]
+    units: Mapping[UnitKey, Unit], site_teams: Mapping[str, str]
 ) -> dict[tuple[str, Scope], list[Scope]]:
     """Return the scopes of which documents tell, by family, with those whose stored figures each is made of."""
     scopes = {
         (key.topic, scope) for key, unit in units.items() if unit.rows and key.topic != "moves" for scope in unit.scopes
     }
     found: dict[tuple[str, Scope], list[Scope]] = {}
-    team_of = {site_id: team_id for team_id, site_ids in sites.items() for site_id in site_ids}
+    sites = Counter(site_teams.values())
     for topic, scope in sorted(scopes, key=repr):
         found[topic, scope] = [scope]
         if scope.kind == "chain":
             found.setdefault((topic, Scope.team(scope.holder_id)), []).append(scope)
         elif scope.kind == "site":
-            team_id = team_of.get(scope.holder_id)
-            if team_id is not None and len(sites[team_id]) > 1:
+            team_id = site_teams.get(scope.holder_id)
+            if team_id is not None and sites[team_id] > 1:
                 found.setdefault((topic, Scope.team(team_id)), []).append(scope)
     # A team's only chain is told with the team.
-    alone = [(topic, parts[0]) for (topic, scope), parts in found.items() if _is_team_of_chains(scope, parts)]
+    alone = {(topic, parts[0]) for (topic, scope), parts in found.items() if _is_team_of_chains(scope, parts)}
     return {key: parts for key, parts in found.items() if key not in alone}
 
 

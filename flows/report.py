@@ -192,25 +192,24 @@ def choices_of(report: LoadReport) -> dict[str, dict[str, Any]]:
     Empty where it was of one of the two alone.
     """
     by_source = report.by_source or {}
-    aggregates = by_source.get(_AGGREGATE)
-    if aggregates is None or len(by_source) == 1:
+    rows = [one for source, one in by_source.items() if source != _AGGREGATE]
+    if _AGGREGATE not in by_source or not rows:
         return {}
-    figures: dict[str, dict[str, Any]] = {"rows": {}, "aggregates": {}, "both": {}}
-    for name in ("read", "written", "tokens", "cost_usd"):
-        rows = sum(one[name] for source, one in by_source.items() if source != _AGGREGATE)
-        figures["rows"][name], figures["aggregates"][name] = rows, aggregates[name]
-        figures["both"][name] = rows + aggregates[name]
-    for choice, told in figures.items():
-        mine = [
-            one for source, one in by_source.items() if choice == "both" or (source == _AGGREGATE) == (choice[0] == "a")
-        ]
-        told["cost_usd"] = round(told["cost_usd"], 6)
-        told["quota_seconds"] = round(sum(one["quota_seconds"] or 0.0 for one in mine), 1)
-        tiers: Counter[str] = Counter()
-        for one in mine:
-            tiers.update(one["tier_seconds"] or {})
-        told["tier_seconds"] = dict(tiers)
-    return figures
+    aggregates = [by_source[_AGGREGATE]]
+    return {"rows": _sums(rows), "aggregates": _sums(aggregates), "both": _sums([*rows, *aggregates])}
+
+
+def _sums(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what these sources' dry runs come to together."""
+    tiers: Counter[str] = Counter()
+    for one in reports:
+        tiers.update(one["tier_seconds"] or {})
+    return {
+        **{name: sum(one[name] for one in reports) for name in ("read", "written", "tokens")},
+        "cost_usd": round(sum(one["cost_usd"] for one in reports), 6),
+        "quota_seconds": round(sum(one["quota_seconds"] or 0.0 for one in reports), 1),
+        "tier_seconds": dict(tiers),
+    }
 
 
 def publish_choices(choices: Mapping[str, Mapping[str, Any]]) -> None:

@@ -238,12 +238,15 @@ def _compute_transactions(
     refused: dict[UnitKey, int] = {}
     chosen = frozenset(keys)
     for raw, record in open_records(source, "transaction").read_raw_some(ids):
-        one = Readings()
-        units.look_at(raw, record, one)
-        key = next((key for key in one.by_unit if key.topic == topic), None)
-        if key is None or key not in chosen:
+        located = units.find(raw, record)
+        if located is None:
             continue
-        seen.by_unit.setdefault(key, Reading()).join(one.by_unit[key])
+        its_keys, digest = located
+        # On one zone's clocks a row is in one unit of a topic at most.
+        key = next((key for key in its_keys if key in chosen), None)
+        if key is None:
+            continue
+        seen.add(key, record["_id"], digest)
         try:
             days.add(parse_transaction(record, owners, now_ms=now_ms))
         except RecordError:

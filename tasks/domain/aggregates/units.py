@@ -86,13 +86,6 @@ class Reading:
         else:
             self._others.append(record_id)
 
-    def join(self, other: Reading) -> None:
-        """Take the rows of another one."""
-        self.rows += other.rows
-        self._sum += other._sum
-        self._ids += other._ids
-        self._others += other._others
-
     @property
     def digest(self) -> str:
         """Return what changes whenever one of the rows does, or one comes or goes."""
@@ -161,29 +154,40 @@ class TransactionUnits:
         self._digests = RowDigests()
 
     def look_at(self, raw: bytes, record: Mapping[str, Any], into: Readings) -> None:
-        """Count a row in its units. One that nobody owns, or whose time can't be, is left out until that changes."""
+        """Count a row in its units."""
         into.rows += 1
-        if self._withheld and record_key(record["_id"]) in self._withheld:
+        found = self.find(raw, record)
+        if found is None:
             into.left_out += 1
             return
+        keys, digest = found
+        for key in keys:
+            into.add(key, record["_id"], digest)
+
+    def find(self, raw: bytes, record: Mapping[str, Any]) -> tuple[list[UnitKey], int] | None:
+        """Return a row's units and its digest.
+
+        None for one that nobody owns, or whose time can't be: it is left out until that changes.
+        """
+        if self._withheld and record_key(record["_id"]) in self._withheld:
+            return None
         try:
             holder = TRANSACTIONS.find_holder(record, self._owners)
         except RecordError:
-            into.left_out += 1
-            return
+            return None
         assert holder.team_id is not None
         moment = parse_block_time(record.get("block_time"))
         if moment is not None and not FIRST_BLOCK_MS <= moment <= self._latest_ms:
-            into.left_out += 1
-            return
-        digest, record_id = self._digests.digest(raw, holder), record["_id"]
+            return None
         known = self._wallets.get(holder.team_id)
         moved = moment is not None and known is not None and parse_address(record.get("from_address")) in known
+        keys = []
         for calendar in self._calendars:
             day = None if moment is None else calendar.place(moment)[0]
-            into.add(UnitKey("transactions", holder.team_id, day, calendar.zone), record_id, digest)
+            keys.append(UnitKey("transactions", holder.team_id, day, calendar.zone))
             if moved:
-                into.add(UnitKey("moves", holder.team_id, day, calendar.zone), record_id, digest)
+                keys.append(UnitKey("moves", holder.team_id, day, calendar.zone))
+        return keys, self._digests.digest(raw, holder)
 
 
 def in_batches(changed: Iterable[tuple[UnitKey, Reading]], *, rows: int) -> Iterator[list[tuple[UnitKey, Reading]]]:
