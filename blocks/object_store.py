@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,13 @@ class ObjectDamagedError(PipelineError):
     """The object that came is not the one that was stored."""
 
 
+class Sink(Protocol):
+    """What takes bytes as they come."""
+
+    def write(self, block: bytes, /) -> object:
+        """Take some bytes."""
+
+
 class ObjectStore(Protocol):
     """What S3 and a mounted folder have in common. Names are relative, with ``/`` between their parts.
 
@@ -34,6 +42,15 @@ class ObjectStore(Protocol):
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Store an object, or the content of a file; one of the same name is replaced."""
+
+    def put_if_absent(self, name: str, content: bytes) -> bool:
+        """Store an object unless there is one of this name; return whether this call stored it."""
+
+    def writing(self, name: str) -> AbstractContextManager[Sink]:
+        """Give a sink whose bytes are the object when the block ends; when it fails, there is none."""
+
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        """Yield an object piece by piece, or return None if there is none. A cut connection is taken up again."""
 
     def get(self, name: str) -> bytes | None:
         """Return an object whole, or None. Raises ``ObjectDamagedError`` where the store can tell."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -16,11 +18,13 @@ from uuid import uuid4
 from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
-from blocks.object_store import COPY_BYTES, ObjectDamagedError, StoredObject
+from blocks.object_store import COPY_BYTES, ObjectDamagedError, Sink, StoredObject
 from tasks.domain.batches import batched
 from tasks.domain.errors import PipelineError, TerminalError, TransientError
 
 _MAX_KEYS_PER_DELETE = 1_000
+#: S3 takes pieces from 5 MiB, and 10,000 of them.
+_PIECE_BYTES = 8 << 20
 #: Threads share the client; each request under way holds a connection.
 _CONNECTIONS = 32
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _PRECONDITION_FAILED, _RANGE_NOT_SATISFIABLE = 401, 403, 404, 412, 416
@@ -103,6 +107,50 @@ class S3Bucket(Block):
         When an answer was lost, the object of an earlier try counts as somebody else's: compare the content.
         """
         return self._put(name, content, IfNoneMatch="*")
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Sink]:
+        """Give a sink whose bytes are the object when the block ends; when it fails, there is none.
+
+        Goes up in pieces of 8 MiB, of which one is in memory; the server checks the CRC32 of each.
+        """
+        upload = _Upload(self, name)
+        try:
+            yield upload
+            upload.complete()
+        except BaseException:
+            upload.abort()
+            raise
+
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        """Yield an object piece by piece, or return None if there is none. A cut connection is taken up again.
+
+        What comes is not verified: compare its digest. Memory stays flat.
+        """
+        with self._errors(f"reading {name}"):
+            answer = self._get(name, {})
+        return None if answer is None else self._pieces(name, answer)
+
+    def _pieces(self, name: str, answer: Any) -> Iterator[bytes]:
+        """Yield the rest of an object, again and again from where the connection was cut."""
+        at, etag, cut = 0, str(answer["ETag"]), 0
+        while True:
+            try:
+                with self._errors(f"reading {name}"), closing(answer["Body"]) as body:
+                    while block := body.read(COPY_BYTES):
+                        at += len(block)
+                        cut = 0
+                        yield block
+                    return
+            except TransientError:
+                cut += 1
+                if cut >= self.attempts:
+                    raise
+            time.sleep(min(2.0**cut / 4, 10.0) * random.uniform(0.5, 1.0))
+            with self._errors(f"reading {name}"):
+                answer = self._get(name, {"Range": f"bytes={at}-", "IfMatch": etag})
+            if answer is None:
+                raise ObjectDamagedError(f"{name} was deleted while it was read")
 
     def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes | None:
         """Return an object, or ``length`` bytes of it (at least one) from ``start``; None if there is none.
@@ -353,6 +401,57 @@ class S3Bucket(Block):
         if code in _PASSING_CODES or fails:
             return TransientError(f"{place} failed while {doing}: {code}")
         return TerminalError(f"{place} refused {doing}: {code} {message[:200]}".rstrip())
+
+
+class _Upload:
+    """An object on its way: small ones in one request, others piece by piece, visible when all is there."""
+
+    def __init__(self, bucket: S3Bucket, name: str) -> None:
+        self._bucket = bucket
+        self._name = name
+        self._buffer = bytearray()
+        self._id: str | None = None
+        self._pieces: list[dict[str, Any]] = []
+
+    def write(self, block: bytes, /) -> int:
+        self._buffer += block
+        while len(self._buffer) >= _PIECE_BYTES:
+            piece = bytes(memoryview(self._buffer)[:_PIECE_BYTES])
+            del self._buffer[:_PIECE_BYTES]
+            self._send(piece)
+        return len(block)
+
+    def complete(self) -> None:
+        if self._id is None:
+            self._bucket.put(self._name, bytes(self._buffer))
+            return
+        if self._buffer:
+            self._send(bytes(self._buffer))
+        with self._bucket._errors(f"writing {self._name}"):
+            self._bucket._open().complete_multipart_upload(
+                **self._where, UploadId=self._id, MultipartUpload={"Parts": self._pieces}
+            )
+
+    def abort(self) -> None:
+        """Take away what went up; what can't be now goes with the sweep of unfinished uploads."""
+        if self._id is not None:
+            with suppress(PipelineError), self._bucket._errors(f"giving up {self._name}"):
+                self._bucket._open().abort_multipart_upload(**self._where, UploadId=self._id)
+
+    @property
+    def _where(self) -> dict[str, str]:
+        return {"Bucket": self._bucket.bucket, "Key": self._bucket._key(self._name)}
+
+    def _send(self, piece: bytes) -> None:
+        client = self._bucket._open()
+        with self._bucket._errors(f"writing {self._name}"):
+            if self._id is None:
+                self._id = client.create_multipart_upload(**self._where, ChecksumAlgorithm="CRC32")["UploadId"]
+            number, checksum = len(self._pieces) + 1, _encoded(zlib.crc32(piece))
+            answer = client.upload_part(
+                **self._where, UploadId=self._id, PartNumber=number, Body=piece, ChecksumCRC32=checksum
+            )
+            self._pieces.append({"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": checksum})
 
 
 def _encoded(checksum: int) -> str:

@@ -9,12 +9,12 @@ import stat
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from blocks.object_store import COPY_BYTES, StoredObject
+from blocks.object_store import COPY_BYTES, Sink, StoredObject
 from tasks.domain.errors import PipelineError, TerminalError, TransientError
 
 _PARTIAL = ".partial"
@@ -70,6 +70,59 @@ class SharedFolder:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise self._translated(error) from error
+
+    def put_if_absent(self, name: str, content: bytes) -> bool:
+        """Store an object unless there is one of this name; return whether this call stored it."""
+        target = self.root / name
+        partial = target.with_name(f"{target.name}.{uuid4().hex}{_PARTIAL}")
+        try:
+            self._require_root()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _write(partial, content)
+                os.link(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise self._translated(error) from error
+        return True
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Sink]:
+        """Give a sink whose bytes are the object when the block ends; when it fails, there is none."""
+        target = self.root / name
+        partial = target.with_name(f"{target.name}.{uuid4().hex}{_PARTIAL}")
+        try:
+            self._require_root()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("xb") as file:
+                yield _Translating(file, self)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except OSError as error:
+            raise self._translated(error) from error
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        """Yield an object piece by piece, or return None if there is none."""
+        try:
+            source = (self.root / name).open("rb")
+        except FileNotFoundError:
+            self._require_root()
+            return None
+        except OSError as error:
+            raise self._translated(error) from error
+        return self._blocks(source)
+
+    def _blocks(self, source: BinaryIO) -> Iterator[bytes]:
+        with source:
+            while block := self._read_block(source):
+                yield block
 
     def get(self, name: str) -> bytes | None:
         """Return an object whole, or None."""
@@ -174,6 +227,20 @@ class SharedFolder:
             f"{words}. Free space there, or correct its permissions or CRYPTIQUE_SHARDS, and run the same command "
             "again: it resumes"
         )
+
+
+class _Translating:
+    """A file whose failures are told in our words, also inside of a library that would hide them."""
+
+    def __init__(self, file: BinaryIO, folder: SharedFolder) -> None:
+        self._file = file
+        self._folder = folder
+
+    def write(self, block: bytes, /) -> int:
+        try:
+            return self._file.write(block)
+        except OSError as error:
+            raise self._folder._translated(error) from error
 
 
 def _write(path: Path, content: bytes | Path) -> None:
