@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -61,6 +61,15 @@ class BackupStore(Block):
     identities: SecretStr | None = Field(
         default=None, description="Private keys of age, one a line, that open what was encrypted; never shown."
     )
+    mounted: bool = Field(
+        default=False, description="Whether several machines mount the folder; it is then never made here."
+    )
+    keep_daily: int = Field(default=7, ge=1, description="How many daily backups rotation keeps.")
+    keep_weekly_days: int = Field(default=30, ge=1, description="How many days rotation keeps weekly backups.")
+    keep_monthly: int = Field(default=12, ge=1, description="How many monthly backups rotation keeps.")
+    drill_uri: SecretStr | None = Field(
+        default=None, description="MongoDB in which backups are restored to prove them. Unset: the vector store's."
+    )
 
     @model_validator(mode="after")
     def _require_one_place(self) -> BackupStore:
@@ -70,12 +79,41 @@ class BackupStore(Block):
 
     @property
     def place(self) -> ObjectStore:
-        """Return the bucket, or the folder, made where it isn't there."""
+        """Return the bucket, or the folder, made where it isn't there, unless it is one that is mounted."""
         if self.bucket is not None:
             return self.bucket
+        return self._make_folder()
+
+    def check(self) -> str:
+        """Return where backups lie, proved by a small object that is written, read and removed.
+
+        Raises ``TerminalError`` with what to do, or ``TransientError`` where a server doesn't answer. A folder of this
+        machine that was not there is not there afterwards.
+        """
+        if self.bucket is not None:
+            where = self.bucket.check()
+        else:
+            assert self.folder is not None
+            missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+            self._make_folder().check()
+            where = f"folder {self.folder}" + (", shared by machines" if self.mounted else " of this machine alone")
+            if not self.mounted:
+                with suppress(OSError):  # somebody put something there meanwhile
+                    for folder in missing:
+                        folder.rmdir()
+        return f"{where}; {'encrypted with age' if self.recipients else 'not encrypted by us'}"
+
+    def _make_folder(self) -> SharedFolder:
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return SharedFolder(self.folder)
+        if not self.mounted:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TerminalError(
+                    f"the folder for backups {self.folder} can't be made: {error.strerror or error}. Correct its "
+                    "permissions or CRYPTIQUE_BACKUPS"
+                ) from error
+        return SharedFolder(self.folder, setting="CRYPTIQUE_BACKUPS")
 
     def write_part(self, backup_id: str, name: str, documents: Iterable[bytes]) -> Written:
         """Store whole BSON documents, joined as they come in blocks, as one object; return what was written.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from tasks.domain.errors import PipelineError
+from tasks.domain.errors import PipelineError, TerminalError
 
 #: How much of a file is in memory while it is copied.
 COPY_BYTES = 1 << 20
@@ -25,6 +26,20 @@ class StoredObject:
 
 class ObjectDamagedError(PipelineError):
     """The object that came is not the one that was stored."""
+
+
+class ObjectsLockedError(TerminalError):
+    """Objects are locked against deletion, and nothing was touched.
+
+    ``until`` is when the last of the locks ends by itself; None: a person must end one, a legal hold.
+    """
+
+    def __init__(self, message: str, until: datetime | None = None) -> None:
+        super().__init__(message)
+        self.until = until
+
+    def __reduce__(self) -> tuple[type[ObjectsLockedError], tuple[str, datetime | None]]:
+        return (type(self), (str(self), self.until))
 
 
 class Sink(Protocol):

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 from prefect.blocks.core import Block
@@ -53,6 +53,10 @@ _PASSING_CODES = frozenset(
     }
 )
 _KEYS = "CRYPTIQUE_S3_ACCESS_KEY and CRYPTIQUE_S3_SECRET_KEY"
+#: How the server encrypts: with its own key, with one of the key management service, or twice with that.
+Encryption = Literal["AES256", "aws:kms", "aws:kms:dsse"]
+#: Such objects must be asked for hours before they can be read, and what was written is read back.
+_ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 
 def _made_again(block_type: type[S3Bucket], fields: dict[str, Any]) -> S3Bucket:
@@ -75,6 +79,15 @@ class S3Bucket(Block):
     path_style: bool | None = Field(
         default=None, description="Whether the bucket stands in the path, not in the host. Unset: with an endpoint."
     )
+    storage_class: str | None = Field(
+        default=None, description="Storage class of what is written, such as STANDARD_IA. Unset: the bucket's own."
+    )
+    encryption: Encryption | None = Field(
+        default=None, description="How the server encrypts what is written. Unset: as the bucket says."
+    )
+    kms_key_id: str | None = Field(
+        default=None, description="Key of the key management service. Unset, with aws:kms: the account's own."
+    )
     connect_timeout_seconds: float = Field(default=5.0, gt=0, description="How long a connection may take.")
     read_timeout_seconds: float = Field(default=60.0, gt=0, description="How long an answer may be silent.")
     attempts: int = Field(default=5, ge=1, le=10, description="How often boto3 makes a request before it fails.")
@@ -96,6 +109,22 @@ class S3Bucket(Block):
         if (self.access_key is None) != (self.secret_key is None):
             raise ValueError("access_key and secret_key go together: set both, or neither")
         return self
+
+    @model_validator(mode="after")
+    def _require_a_key_service(self) -> S3Bucket:
+        if self.kms_key_id is not None and self.encryption in (None, "AES256"):
+            raise ValueError("kms_key_id goes with an encryption of aws:kms or aws:kms:dsse")
+        return self
+
+    @field_validator("storage_class")
+    @classmethod
+    def _refuse_archives(cls, storage_class: str | None) -> str | None:
+        if storage_class in _ARCHIVES:
+            raise ValueError(
+                f"an object of class {storage_class} can't be read back at once, and all that is written is: choose "
+                "another class, such as GLACIER_IR"
+            )
+        return storage_class
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Store an object, or the content of a file; one of the same name is replaced. The server checks its CRC32."""
@@ -184,15 +213,21 @@ class S3Bucket(Block):
 
     def head(self, name: str) -> StoredObject | None:
         """Return what is known of an object without reading it, or None; None too where the bucket is missing."""
+        answer = self._head(name)
+        if answer is None:
+            return None
+        return StoredObject(name, int(answer["ContentLength"]), answer["LastModified"].timestamp())
+
+    def _head(self, name: str, **extra: str) -> Mapping[str, Any] | None:
         client = self._open()
         with self._errors(f"looking for {name}"):
             try:
-                answer = client.head_object(Bucket=self.bucket, Key=self._key(name))
+                answer: Mapping[str, Any] = client.head_object(Bucket=self.bucket, Key=self._key(name), **extra)
             except client.exceptions.ClientError as error:
                 if _status(error) == _NOT_FOUND:
                     return None
                 raise
-        return StoredObject(name, int(answer["ContentLength"]), answer["LastModified"].timestamp())
+        return answer
 
     def list_objects(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects whose name begins so, in order of their names, a thousand a request."""
@@ -297,11 +332,12 @@ class S3Bucket(Block):
         with self._errors(f"writing {name}"):
             try:
                 if isinstance(content, bytes):
-                    client.put_object(
+                    answer = client.put_object(
                         Bucket=self.bucket,
                         Key=self._key(name),
                         Body=content,
                         ChecksumCRC32=_encoded(zlib.crc32(content)),
+                        **self._manner,
                         **condition,
                     )
                 else:
@@ -310,14 +346,44 @@ class S3Bucket(Block):
                         while block := body.read(COPY_BYTES):
                             checksum = zlib.crc32(block, checksum)
                         body.seek(0)
-                        client.put_object(
-                            Bucket=self.bucket, Key=self._key(name), Body=body, ChecksumCRC32=_encoded(checksum)
+                        answer = client.put_object(
+                            Bucket=self.bucket,
+                            Key=self._key(name),
+                            Body=body,
+                            ChecksumCRC32=_encoded(checksum),
+                            **self._manner,
                         )
             except client.exceptions.ClientError as error:
                 if condition and _status(error) == _PRECONDITION_FAILED:
                     return False
                 raise
+        self._require_encryption(name, answer)
         return True
+
+    @property
+    def _manner(self) -> dict[str, str]:
+        """Return how the server is to keep what is written."""
+        asked = {
+            "StorageClass": self.storage_class,
+            "ServerSideEncryption": self.encryption,
+            "SSEKMSKeyId": self.kms_key_id,
+        }
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def _require_encryption(self, name: str, answer: Mapping[str, Any]) -> None:
+        """Raise ``TerminalError`` unless what was just written is encrypted as asked for; some servers just don't."""
+        if self.encryption is None:
+            return
+        told = answer.get("ServerSideEncryption")
+        if told is None:
+            told = (self._head(name) or {}).get("ServerSideEncryption")
+        if told != self.encryption:
+            with suppress(PipelineError):
+                self.delete_objects([name])
+            raise TerminalError(
+                f"bucket {self.bucket} at {self._where} did not encrypt {name} with {self.encryption}, but with "
+                f"{told or 'nothing'}; it was deleted. Correct CRYPTIQUE_BACKUP_ENCRYPTION, or what that server can do"
+            )
 
     def _get(self, name: str, extra: Mapping[str, str]) -> Any:
         """Return the answer, or None if there is no such object; a range beyond the end has an empty body."""
@@ -431,6 +497,7 @@ class _Upload:
             self._bucket._open().complete_multipart_upload(
                 **self._where, UploadId=self._id, MultipartUpload={"Parts": self._pieces}
             )
+        self._bucket._require_encryption(self._name, {})
 
     def abort(self) -> None:
         """Take away what went up; what can't be now goes with the sweep of unfinished uploads."""
@@ -446,7 +513,9 @@ class _Upload:
         client = self._bucket._open()
         with self._bucket._errors(f"writing {self._name}"):
             if self._id is None:
-                self._id = client.create_multipart_upload(**self._where, ChecksumAlgorithm="CRC32")["UploadId"]
+                self._id = client.create_multipart_upload(
+                    **self._where, **self._bucket._manner, ChecksumAlgorithm="CRC32"
+                )["UploadId"]
             number, checksum = len(self._pieces) + 1, _encoded(zlib.crc32(piece))
             answer = client.upload_part(
                 **self._where, UploadId=self._id, PartNumber=number, Body=piece, ChecksumCRC32=checksum

@@ -40,11 +40,13 @@ _LONGEST_PAUSE_S = 0.01
 class SharedFolder:
     """Objects as files under ``root``, which must be there: a folder that isn't mounted is no empty store.
 
-    A file is written under another name first, so a reader on any machine finds it whole or not at all.
+    A file is written under another name first, so a reader on any machine finds it whole or not at all. ``setting``
+    is the one that names the folder, for messages.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, setting: str = "CRYPTIQUE_SHARDS") -> None:
         self.root = root
+        self._setting = setting
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Store an object; one of the same name is replaced."""
@@ -216,7 +218,7 @@ class SharedFolder:
         if not self.root.is_dir():
             raise TerminalError(
                 f"the shared folder {self.root} is not there: mount it on this machine, or make it, or correct "
-                "CRYPTIQUE_SHARDS"
+                f"{self._setting}"
             )
 
     def _translated(self, error: OSError) -> PipelineError:
@@ -224,7 +226,7 @@ class SharedFolder:
         if error.errno in _PASSING:
             return TransientError(words)
         return TerminalError(
-            f"{words}. Free space there, or correct its permissions or CRYPTIQUE_SHARDS, and run the same command "
+            f"{words}. Free space there, or correct its permissions or {self._setting}, and run the same command "
             "again: it resumes"
         )
 

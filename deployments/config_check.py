@@ -35,9 +35,10 @@ class Finding:
 
 
 def check_configuration() -> list[Finding]:
-    """Return what was looked at: the settings, both databases, the embedder, the shard files, the Prefect server.
+    """Return what was looked at: settings, both databases, embedder, shard files, backups, the Prefect server.
 
-    Nothing is written, but for a small object where shard files are shared, which is removed at once.
+    Nothing is written, but for a small object where shard files are shared and one in the backup store, which are
+    removed at once.
     """
     settings, problems = inspect_settings()
     findings = [Finding("settings", problem, problem=True) for problem in problems]
@@ -48,6 +49,7 @@ def check_configuration() -> list[Finding]:
     if blocks.embedder is not None:
         findings.append(_check_embedder(blocks.embedder))
     findings.append(_look("shard files", blocks.shards.check))
+    findings.append(_look("backups", blocks.backups.check))
     findings.append(_check_prefect(settings))
     return findings
 

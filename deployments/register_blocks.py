@@ -8,10 +8,12 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect.blocks.core import Block
 from pydantic import SecretStr
 
+from blocks.backups import BackupStore
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
 from blocks.quota import make_limits
@@ -21,7 +23,7 @@ from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from deployments.settings import Settings
-from flows.blocks import ALERTS, GEMINI, LOCAL, SHARDS, SOURCE, VECTORS, PipelineEmbedder
+from flows.blocks import ALERTS, BACKUPS, GEMINI, LOCAL, SHARDS, SOURCE, VECTORS, PipelineEmbedder
 from tasks.domain.quotas import Quota
 
 
@@ -32,6 +34,7 @@ class PipelineBlocks:
     source: MongoSource
     vectors: VectorStore
     shards: ShardStore
+    backups: BackupStore
     local: LocalEmbedder
     gemini: GeminiEmbedder | None
     alerts: SlackNotifier | None = None
@@ -47,6 +50,7 @@ class PipelineBlocks:
             SOURCE: self.source,
             VECTORS: self.vectors,
             SHARDS: self.shards,
+            BACKUPS: self.backups,
             LOCAL: self.local,
             GEMINI: self.gemini,
             ALERTS: self.alerts,
@@ -68,6 +72,7 @@ def make_blocks(settings: Settings, *, embedded_uri: str | None = None) -> Pipel
             vector_form=settings.cryptique_vector_form,
         ),
         shards=_shards(settings),
+        backups=_backups(settings),
         local=LocalEmbedder(),
         gemini=None if settings.gemini_api_key is None else _gemini(settings, settings.gemini_api_key),
         alerts=None
@@ -107,21 +112,55 @@ def _make_pseudonym_key(settings: Settings) -> None:
 
 def _shards(settings: Settings) -> ShardStore:
     place = settings.shards_bucket
+    return ShardStore(
+        folder=settings.shards_folder,
+        shared=settings.shared_shards,
+        bucket=None if place is None else _bucket(settings, place),
+        docs=settings.home / "quality",
+    )
+
+
+def _backups(settings: Settings) -> BackupStore:
+    place = settings.backups_bucket
     bucket = None
+    if place is not None:
+        bucket = _bucket(
+            settings,
+            place,
+            storage_class=settings.cryptique_backup_storage_class,
+            encryption=settings.cryptique_backup_encryption,
+            # one without the other is a problem that the settings tell
+            kms_key_id=settings.cryptique_backup_kms_key if _has_key_service(settings) else None,
+        )
+    return BackupStore(
+        bucket=bucket,
+        folder=settings.backups_folder,
+        mounted=settings.mounted_backups is not None,
+        recipients=settings.backup_recipients,
+        identities=settings.backup_identities,
+        keep_daily=settings.cryptique_backup_keep_daily,
+        keep_weekly_days=settings.cryptique_backup_keep_weekly_days,
+        keep_monthly=settings.cryptique_backup_keep_monthly,
+        drill_uri=settings.cryptique_drill_uri,
+    )
+
+
+def _has_key_service(settings: Settings) -> bool:
+    return settings.cryptique_backup_encryption in ("aws:kms", "aws:kms:dsse")
+
+
+def _bucket(settings: Settings, place: tuple[str, str], **chosen: Any) -> S3Bucket:
     keys = (settings.cryptique_s3_access_key, settings.cryptique_s3_secret_key)
     if None in keys:  # one alone is a problem that the settings tell
         keys = (None, None)
-    if place is not None:
-        bucket = S3Bucket(
-            bucket=place[0],
-            prefix=place[1],
-            endpoint=settings.cryptique_s3_endpoint,
-            region=settings.cryptique_s3_region,
-            access_key=keys[0],
-            secret_key=keys[1],
-        )
-    return ShardStore(
-        folder=settings.shards_folder, shared=settings.shared_shards, bucket=bucket, docs=settings.home / "quality"
+    return S3Bucket(
+        bucket=place[0],
+        prefix=place[1],
+        endpoint=settings.s3_endpoint,
+        region=settings.cryptique_s3_region,
+        access_key=keys[0],
+        secret_key=keys[1],
+        **chosen,
     )
 
 

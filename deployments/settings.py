@@ -166,13 +166,62 @@ class Settings(BaseSettings):
     cryptique_s3_secret_key: SecretStr | None = Field(
         default=None, description="The access key's secret.", examples=["your-secret-key"]
     )
+    aws_endpoint_url_s3: str | None = Field(
+        default=None,
+        description="The same address by the name that AWS's own tools know; CRYPTIQUE_S3_ENDPOINT wins.",
+        examples=["https://s3.example:9000"],
+    )
+    cryptique_backups: str | None = Field(
+        default=None,
+        description="Where backups lie. Unset: under CRYPTIQUE_HOME, which a lost disk takes with it. A folder of this "
+        "machine; shared:/folder, which several machines mount; or s3://bucket/prefix, by the same address and keys as "
+        "shard files.",
+        examples=["s3://bucket/backups"],
+    )
+    cryptique_backup_recipients: str | None = Field(
+        default=None,
+        description="Public keys of age, separated by commas, that backups are encrypted for before they leave this "
+        "machine; `cryptique-rag backups new-key` makes one. Unset: not encrypted by us.",
+        examples=["age1..."],
+    )
+    cryptique_backup_identities: SecretStr | None = Field(
+        default=None,
+        description="Private keys of age that open backups, separated by commas; each backup is read back with them. "
+        "Keep them elsewhere too: without one an encrypted backup is lost.",
+        examples=["AGE-SECRET-KEY-1..."],
+    )
+    cryptique_backup_storage_class: str | None = Field(
+        default=None,
+        description="Storage class of backups in S3, such as STANDARD_IA. Unset: the bucket's own.",
+    )
+    cryptique_backup_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        default=None, description="How S3 encrypts backups: AES256, aws:kms or aws:kms:dsse. Unset: the bucket's own."
+    )
+    cryptique_backup_kms_key: str | None = Field(
+        default=None, description="Key of AWS KMS for aws:kms and aws:kms:dsse. Unset: the account's own for S3."
+    )
+    cryptique_backup_keep_daily: int = Field(
+        default=7, ge=1, description="How many daily backups are kept; the newest good one always is."
+    )
+    cryptique_backup_keep_weekly_days: int = Field(
+        default=30, ge=1, description="How many days weekly backups are kept; the newest good one always is."
+    )
+    cryptique_backup_keep_monthly: int = Field(
+        default=12, ge=1, description="How many monthly backups are kept; the newest good one always is."
+    )
+    cryptique_drill_uri: SecretStr | None = Field(
+        default=None,
+        description="MongoDB in which backups are restored to prove them, into a database of their own that is dropped "
+        "again. Unset: the vector store's.",
+        examples=["mongodb://drill:password@spare.example/"],
+    )
     prefect_api_url: str | None = Field(
         default=None,
         description="A Prefect server of yours. Unset: a local one is started when needed, under CRYPTIQUE_HOME.",
         examples=["http://prefect.example:4200/api"],
     )
 
-    @field_validator("cryptique_source_uri", "cryptique_vectors_uri")
+    @field_validator("cryptique_source_uri", "cryptique_vectors_uri", "cryptique_drill_uri")
     @classmethod
     def _require_mongo_uri(cls, uri: SecretStr | None) -> SecretStr | None:
         if uri is not None and not uri.get_secret_value().startswith(("mongodb://", "mongodb+srv://")):
@@ -193,7 +242,7 @@ class Settings(BaseSettings):
             raise ValueError("must be an address such as https://hooks.slack.com/services/...") from None
         return url
 
-    @field_validator("gemini_base_url", "prefect_api_url", "cryptique_s3_endpoint")
+    @field_validator("gemini_base_url", "prefect_api_url", "cryptique_s3_endpoint", "aws_endpoint_url_s3")
     @classmethod
     def _require_http(cls, url: str | None) -> str | None:
         if url is None:
@@ -208,9 +257,9 @@ class Settings(BaseSettings):
             raise ValueError("must not hold a user or a password: addresses are shown in logs")
         return url.rstrip("/")
 
-    @field_validator("cryptique_shards")
+    @field_validator("cryptique_shards", "cryptique_backups")
     @classmethod
-    def _require_shards_place(cls, place: str | None) -> str | None:
+    def _require_place(cls, place: str | None) -> str | None:
         if place is None:
             return None
         scheme, colon, rest = place.partition(":")
@@ -226,6 +275,43 @@ class Settings(BaseSettings):
         elif colon:
             raise ValueError("must be a folder, shared:/folder or s3://bucket/prefix")
         return place
+
+    @field_validator("cryptique_backup_recipients")
+    @classmethod
+    def _require_public_keys(cls, keys: str | None) -> str | None:
+        import pyrage
+
+        for key in _split(keys or ""):
+            try:
+                pyrage.x25519.Recipient.from_str(key)
+            except pyrage.RecipientError:
+                raise ValueError(
+                    "a public key of age begins with age1 and has 62 characters: `cryptique-rag backups new-key` makes "
+                    "one"
+                ) from None
+        return keys
+
+    @field_validator("cryptique_backup_identities")
+    @classmethod
+    def _require_private_keys(cls, keys: SecretStr | None) -> SecretStr | None:
+        import pyrage
+
+        for key in _split(keys.get_secret_value() if keys is not None else ""):
+            try:
+                pyrage.x25519.Identity.from_str(key)
+            except pyrage.IdentityError:  # its words may repeat the key
+                raise ValueError(
+                    "a private key of age begins with AGE-SECRET-KEY-1 and has 74 characters: `cryptique-rag backups "
+                    "new-key` makes one"
+                ) from None
+        return keys
+
+    @field_validator("cryptique_backup_storage_class")
+    @classmethod
+    def _refuse_archives(cls, storage_class: str | None) -> str | None:
+        if storage_class in ("GLACIER", "DEEP_ARCHIVE"):
+            raise ValueError(f"{storage_class} can't be read back at once, and every backup is: GLACIER_IR can")
+        return storage_class
 
     @field_validator("cryptique_source_database", "cryptique_vectors_database")
     @classmethod
@@ -250,18 +336,49 @@ class Settings(BaseSettings):
         return _absolute(self.cryptique_home)
 
     @property
+    def s3_endpoint(self) -> str | None:
+        """Return the address of the S3 server, or None for AWS."""
+        return self.cryptique_s3_endpoint or self.aws_endpoint_url_s3
+
+    @property
     def shards_bucket(self) -> tuple[str, str] | None:
         """Return the bucket and the prefix where shard files lie, or None where they lie in a folder."""
-        if self.cryptique_shards is None or not self.cryptique_shards.startswith("s3://"):
-            return None
-        bucket, _, prefix = self.cryptique_shards.removeprefix("s3://").partition("/")
-        return bucket, prefix.strip("/")
+        return _bucket_of(self.cryptique_shards)
 
     @property
     def shared_shards(self) -> Path | None:
         """Return the folder that several machines mount, or None."""
-        place = self.cryptique_shards or ""
-        return Path(place.removeprefix("shared:")) if place.startswith("shared:") else None
+        return _mounted_of(self.cryptique_shards)
+
+    @property
+    def backups_bucket(self) -> tuple[str, str] | None:
+        """Return the bucket and the prefix where backups lie, or None where they lie in a folder."""
+        return _bucket_of(self.cryptique_backups)
+
+    @property
+    def mounted_backups(self) -> Path | None:
+        """Return the folder for backups that several machines mount, or None."""
+        return _mounted_of(self.cryptique_backups)
+
+    @property
+    def backups_folder(self) -> Path | None:
+        """Return the folder where backups lie, absolute, or None where that is a bucket."""
+        if self.backups_bucket is not None:
+            return None
+        if self.cryptique_backups is None:
+            return self.home / "backups"
+        return self.mounted_backups or _absolute(Path(self.cryptique_backups))
+
+    @property
+    def backup_recipients(self) -> list[str]:
+        """Return the public keys that backups are encrypted for."""
+        return _split(self.cryptique_backup_recipients or "")
+
+    @property
+    def backup_identities(self) -> SecretStr | None:
+        """Return the private keys that open backups, one a line."""
+        keys = self.cryptique_backup_identities
+        return None if keys is None else SecretStr("\n".join(_split(keys.get_secret_value())))
 
     @property
     def shards_folder(self) -> Path:
@@ -288,11 +405,55 @@ class Settings(BaseSettings):
             found.append("CRYPTIQUE_S3_ACCESS_KEY and CRYPTIQUE_S3_SECRET_KEY go together: set both, or neither")
         if self.cryptique_shards is not None and not _is_writable(self.shards_folder):
             found.append(f"CRYPTIQUE_SHARDS {self.cryptique_shards} is no folder that can be written to")
+        found.extend(self._backup_problems())
         if self.home.exists() and not self.home.is_dir():
             found.append(f"CRYPTIQUE_HOME {self.cryptique_home} is not a folder")
         elif not os.access(_nearest_existing(self.home), os.W_OK):
             found.append(f"CRYPTIQUE_HOME {self.cryptique_home} can't be written to")
         return found
+
+    def _backup_problems(self) -> list[str]:
+        found = []
+        folder = self.backups_folder
+        if self.cryptique_backups is not None and folder is not None and not _is_writable(folder):
+            found.append(f"CRYPTIQUE_BACKUPS {self.cryptique_backups} is no folder that can be written to")
+        if self.cryptique_backup_kms_key is not None and self.cryptique_backup_encryption in (None, "AES256"):
+            found.append("CRYPTIQUE_BACKUP_KMS_KEY needs CRYPTIQUE_BACKUP_ENCRYPTION=aws:kms (or aws:kms:dsse)")
+        of_s3 = ("storage_class", "encryption", "kms_key")
+        meant = [f"CRYPTIQUE_BACKUP_{name.upper()}" for name in of_s3 if getattr(self, f"cryptique_backup_{name}")]
+        if meant and folder is not None:
+            found.append(f"{' and '.join(meant)} would do nothing: CRYPTIQUE_BACKUPS is no s3://bucket/prefix")
+        if self.backup_recipients and not self._can_open_backups():
+            found.append(
+                "CRYPTIQUE_BACKUP_IDENTITIES holds no private key that belongs to one of CRYPTIQUE_BACKUP_RECIPIENTS: "
+                "each backup is read back, so set both, or neither"
+            )
+        return found
+
+    def _can_open_backups(self) -> bool:
+        import pyrage
+
+        keys = self.backup_identities
+        lines = [] if keys is None else keys.get_secret_value().splitlines()
+        opened = {str(pyrage.x25519.Identity.from_str(line).to_public()) for line in lines}
+        return bool(opened & set(self.backup_recipients))
+
+
+def _split(text: str) -> list[str]:
+    """Return what commas or white space separate; lines that begin with # are the comments of a file of keys."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    return " ".join(lines).replace(",", " ").split()
+
+
+def _bucket_of(place: str | None) -> tuple[str, str] | None:
+    if place is None or not place.startswith("s3://"):
+        return None
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    return bucket, prefix.strip("/")
+
+
+def _mounted_of(place: str | None) -> Path | None:
+    return Path(place.removeprefix("shared:")) if place is not None and place.startswith("shared:") else None
 
 
 def _absolute(path: Path) -> Path:

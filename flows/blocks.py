@@ -11,6 +11,7 @@ from typing import TypeVar
 from prefect.blocks.core import Block
 
 from blocks.aggregates import StoredAggregates
+from blocks.backups import BackupStore
 from blocks.embedders import fitted
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
@@ -30,7 +31,7 @@ from tasks.domain.vectors import EmbedderFacts
 from tasks.embed import Slots
 
 SOURCE, VECTORS, SHARDS, GEMINI, LOCAL = "source", "vectors", "shards", "gemini", "local"
-ALERTS = "alerts"
+ALERTS, BACKUPS = "alerts", "backups"
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 PipelineEmbedder = GeminiEmbedder | LocalEmbedder
@@ -61,6 +62,11 @@ def load_vectors() -> VectorStore:
 def load_shards() -> ShardStore:
     """Return the folder in which stages hand over."""
     return _load(ShardStore, SHARDS)
+
+
+def load_backups() -> BackupStore:
+    """Return the store of backups."""
+    return _load(BackupStore, BACKUPS)
 
 
 def load_embedder(vectors: VectorStore) -> PipelineEmbedder:

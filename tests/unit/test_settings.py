@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyrage
 import pytest
 
 from deployments.register_blocks import make_blocks
@@ -30,6 +31,10 @@ PUBLIC = [
     "CRYPTIQUE_S3_REGION",
     "CRYPTIQUE_S3_ACCESS_KEY",
     "CRYPTIQUE_S3_SECRET_KEY",
+    "AWS_ENDPOINT_URL_S3",
+    "CRYPTIQUE_BACKUPS",
+    "CRYPTIQUE_BACKUP_RECIPIENTS",
+    "CRYPTIQUE_BACKUP_IDENTITIES",
 ]
 
 
@@ -54,7 +59,7 @@ def problem(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
 def test_the_public_names_are_there_and_the_others_follow_their_pattern() -> None:
     names = [row.name for row in describe_settings()]
     assert set(PUBLIC) <= set(names)
-    assert all(name.startswith(("CRYPTIQUE_", "GEMINI_", "PREFECT_", "SLACK_")) for name in names)
+    assert all(name.startswith(("AWS_", "CRYPTIQUE_", "GEMINI_", "PREFECT_", "SLACK_")) for name in names)
 
 
 def test_the_example_file_is_the_one_that_the_model_writes() -> None:
@@ -205,6 +210,106 @@ def test_one_key_of_s3_without_the_other_is_named(monkeypatch: pytest.MonkeyPatc
     assert "CRYPTIQUE_S3_ENDPOINT" in told
     assert "CRYPTIQUE_S3_ACCESS_KEY" in told
     assert SECRET not in told
+
+
+@pytest.mark.parametrize(
+    ("place", "folder", "mounted", "bucket"),
+    [
+        (None, ".cryptique/backups", False, None),
+        ("/data/backups", "/data/backups", False, None),
+        ("shared:/mnt/backups", "/mnt/backups", True, None),
+        ("s3://backups/a/b/", None, False, ("backups", "a/b")),
+    ],
+)
+def test_backups_lie_in_a_folder_in_one_that_machines_share_or_in_a_bucket(
+    monkeypatch: pytest.MonkeyPatch,
+    place: str | None,
+    folder: str | None,
+    mounted: bool,
+    bucket: tuple[str, str] | None,
+) -> None:
+    if place is not None:
+        monkeypatch.setenv("CRYPTIQUE_BACKUPS", place)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:8333/")
+    monkeypatch.setenv("CRYPTIQUE_BACKUP_KEEP_DAILY", "3")
+    store = make_blocks(load_settings()).backups
+    assert store.folder == (folder and Path.cwd() / folder)
+    assert (store.mounted, store.keep_daily, store.keep_weekly_days, store.keep_monthly) == (mounted, 3, 30, 12)
+    if bucket is not None:
+        assert store.bucket is not None
+        assert (store.bucket.bucket, store.bucket.prefix) == bucket
+        assert store.bucket.endpoint == "http://127.0.0.1:8333"
+        monkeypatch.setenv("CRYPTIQUE_S3_ENDPOINT", "http://127.0.0.1:9000/")
+        chosen = make_blocks(load_settings()).backups.bucket
+        assert chosen is not None
+        assert chosen.endpoint == "http://127.0.0.1:9000"
+
+
+def test_what_s3_does_with_backups_and_their_keys_reach_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = pyrage.x25519.Identity.generate()
+    variables = {
+        "CRYPTIQUE_BACKUPS": "s3://backups",
+        "CRYPTIQUE_BACKUP_STORAGE_CLASS": "STANDARD_IA",
+        "CRYPTIQUE_BACKUP_ENCRYPTION": "aws:kms",
+        "CRYPTIQUE_BACKUP_KMS_KEY": "alias/backups",
+        "CRYPTIQUE_BACKUP_RECIPIENTS": f"{key.to_public()}",
+        "CRYPTIQUE_BACKUP_IDENTITIES": f"# public key: {key.to_public()}\n{key}",
+        "CRYPTIQUE_DRILL_URI": f"mongodb://drill:{SECRET}@spare/",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    blocks = make_blocks(load_settings())
+    bucket = blocks.backups.bucket
+    assert bucket is not None
+    assert (bucket.storage_class, bucket.encryption, bucket.kms_key_id) == ("STANDARD_IA", "aws:kms", "alias/backups")
+    assert blocks.shards.bucket is None
+    assert blocks.backups.recipients == [str(key.to_public())]
+    assert blocks.backups.identities is not None
+    assert blocks.backups.identities.get_secret_value() == str(key)
+    for shown in (repr(load_settings()), repr(blocks.backups), str(blocks.backups.model_dump())):
+        assert SECRET not in shown
+        assert str(key) not in shown
+
+
+def test_every_wrong_word_about_backups_is_named_and_no_key_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = problem(
+        monkeypatch,
+        CRYPTIQUE_BACKUPS="gs://backups",
+        CRYPTIQUE_BACKUP_RECIPIENTS="ssh-ed25519",
+        CRYPTIQUE_BACKUP_IDENTITIES=SECRET,
+        CRYPTIQUE_BACKUP_STORAGE_CLASS="DEEP_ARCHIVE",
+        CRYPTIQUE_BACKUP_ENCRYPTION="rot13",
+        CRYPTIQUE_BACKUP_KMS_KEY="alias/backups",
+        CRYPTIQUE_BACKUP_KEEP_MONTHLY="0",
+        CRYPTIQUE_DRILL_URI=f"postgres://{SECRET}/",
+    )
+    for words in (
+        "CRYPTIQUE_BACKUPS: must be a folder",
+        "begins with age1",
+        "begins with AGE-SECRET-KEY-1",
+        "GLACIER_IR can",
+        "CRYPTIQUE_BACKUP_ENCRYPTION: ",
+        "needs CRYPTIQUE_BACKUP_ENCRYPTION=aws:kms",
+        "CRYPTIQUE_BACKUP_KEEP_MONTHLY",
+        "CRYPTIQUE_DRILL_URI: must begin with mongodb://",
+    ):
+        assert words in told
+    assert SECRET not in told
+
+
+def test_backups_that_nobody_here_could_open_are_refused_before_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
+    recipients = f"{one.to_public()}"
+    for identities in ("", str(other)):
+        told = problem(monkeypatch, CRYPTIQUE_BACKUP_RECIPIENTS=recipients, CRYPTIQUE_BACKUP_IDENTITIES=identities)
+        assert "no private key that belongs to one of CRYPTIQUE_BACKUP_RECIPIENTS" in told
+        assert str(other) not in told
+    monkeypatch.setenv("CRYPTIQUE_BACKUP_IDENTITIES", f"{other}, {one}")
+    assert load_settings().backup_recipients == [recipients]
+
+
+def test_what_s3_would_do_is_refused_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "would do nothing" in problem(monkeypatch, CRYPTIQUE_BACKUP_ENCRYPTION="AES256")
 
 
 def test_no_secret_is_in_what_settings_show(monkeypatch: pytest.MonkeyPatch) -> None:
