@@ -209,7 +209,8 @@ def find_changed(
             if error.code in _HISTORY_LOST_CODES or error.has_error_label("NonResumableChangeStreamError"):
                 raise TerminalError(
                     "the server no longer knows what changed since the backup began: its oplog is too small for a "
-                    "backup of this length. Enlarge it, raise minSnapshotHistoryWindowInSeconds, or choose a quieter hour"
+                    "backup of this length. Enlarge it, raise minSnapshotHistoryWindowInSeconds, or choose a quieter "
+                    "hour"
                 ) from error
             raise
 
@@ -228,9 +229,7 @@ def _note(event: Mapping[str, Any], changed: dict[str, dict[bytes, Any]]) -> Non
         )
 
 
-def read_changes(
-    database: MongoDatabase, collection: str, ids: Sequence[Any], moment: Timestamp
-) -> Iterator[Block]:
+def read_changes(database: MongoDatabase, collection: str, ids: Sequence[Any], moment: Timestamp) -> Iterator[Block]:
     """Yield these documents as they were at that moment, each as ``{_id, document}``, or ``{_id}`` if it was gone."""
     for some in batched(ids, _IDS_PER_LOOKUP):
         command = {"filter": {"_id": {"$in": some}}}
