@@ -158,6 +158,10 @@ def read_range(
         command["max"] = {"_id": shard.upper}
     for answer in _answers(database, collection, moment, command, max(1, _ANSWER_BYTES // document_bytes)):
         yield Block(b"".join(document.raw for document in answer), len(answer))
+    if shard.lower is not None and shard.upper is None:
+        # An index that is read from a bound on ends before the greatest key of all.
+        for answer in _answers(database, collection, moment, {"filter": {"_id": bson.MaxKey()}}, 1):
+            yield Block(b"".join(document.raw for document in answer), len(answer))
 
 
 def count_at(database: MongoDatabase, collection: str, moment: Timestamp) -> int:
