@@ -25,7 +25,7 @@ from prefect.types import SecretDict
 
 from deployments import work_pool
 from deployments.settings import Settings
-from flows.hooks import ALERT_TOLD
+from flows.hooks import ALERT_TOLD, BACKUP_MADE
 from flows.pauses import AWAITING_BATCH, AWAITING_QUOTA, BUDGET_SPENT, WAITS_FOR_A_PERSON, allow_command
 from tasks.domain.incidents import (
     COOLDOWN,
@@ -39,7 +39,7 @@ from tasks.domain.incidents import (
 
 WEBHOOK = "cryptique-alerts"
 PREFIX = "cryptique-rag: "
-CRASHED, CRASH_TOLD, SILENT, NEVER_BEGAN, LATE, LONG, BUDGET, QUOTA, POOL = (
+CRASHED, CRASH_TOLD, SILENT, NEVER_BEGAN, LATE, LONG, BUDGET, QUOTA, POOL, NO_BACKUP = (
     PREFIX + name
     for name in (
         "run crashed and did not say so",
@@ -51,6 +51,7 @@ CRASHED, CRASH_TOLD, SILENT, NEVER_BEGAN, LATE, LONG, BUDGET, QUOTA, POOL = (
         "run waits for a person",
         "run waits for the day's quota",
         "work pool not ready",
+        "no backup",
     )
 )
 #: A worker's hook has told of a crash by then, or never will; it may wait for a store that does not answer.
@@ -61,6 +62,8 @@ SILENT_AFTER = timedelta(seconds=90)
 BEGUN_WITHIN = timedelta(minutes=5)
 #: A first migration at the quota of tier 1 takes five hours.
 LONG_AFTER = timedelta(hours=24)
+#: One is made every day; it may take two hours more than yesterday's.
+BACKUP_WITHIN = timedelta(hours=26)
 _ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling")}
 #: A run that waits for its time or for a person has no process and needs none.
 _WAITS = {
@@ -101,6 +104,7 @@ def register_automations(settings: Settings, *, client: SyncPrefectClient | None
             _budget_spent(block, settings),
             _awaiting_quota(block, settings),
             _pool_not_ready(block, settings),
+            _no_backup(block, settings),
         ]
         for automation in others:
             _save(server, automation)
@@ -238,13 +242,16 @@ def _run_never_began() -> AutomationCore:
 
 
 def _run_late(block: UUID, settings: Settings) -> AutomationCore:
-    """Tells of ongoing work alone: bulk runs and partitions are late whenever they wait for a place, as they should."""
+    """Tells of ongoing work and backups: bulk runs and partitions are late whenever they wait, as they should."""
     return AutomationCore(
         name=LATE,
         description="Tells of runs that did not start when they should, at most one message in fifteen minutes.",
         trigger=EventTrigger(
             match=_RUNS,
-            match_related={"prefect.resource.role": "work-queue", "prefect.resource.name": work_pool.ONGOING},
+            match_related={
+                "prefect.resource.role": "work-queue",
+                "prefect.resource.name": [work_pool.ONGOING, work_pool.BACKUPS],
+            },
             expect={"prefect.flow-run.Late"},
             posture=Posture.Reactive,
             threshold=1,
@@ -369,6 +376,41 @@ def _pool_not_ready(block: UUID, settings: Settings) -> AutomationCore:
     )
 
 
+def _no_backup(block: UUID, settings: Settings) -> AutomationCore:
+    """Fires when no backup was made and proved for so long, counted from the last one or from the registration.
+
+    That an event both begins and ends the wait starts it anew at each. Without ``for_each`` the server waits from the
+    beginning, also for a first one; while there is none it tells again, after twice as long.
+    """
+    return AutomationCore(
+        name=NO_BACKUP,
+        description="Tells that no backup was made and proved for 26 hours, or none since this was registered.",
+        trigger=EventTrigger(
+            match=_RUNS,
+            after={BACKUP_MADE},
+            expect={BACKUP_MADE},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=BACKUP_WITHIN,
+        ),
+        actions=[
+            _tell(
+                block,
+                settings,
+                severity="critical",
+                title="No backup was made",
+                what=f"None was made and proved good for {BACKUP_WITHIN.total_seconds() / 3600:.0f} hours. Is a worker "
+                "running, and the schedule of backup-daily on? The log of the last run of backup says why it failed; "
+                "`cryptique-rag backups` lists what there is. Make one now:",
+                scope="'backup-daily'",
+                run_id=None,
+                resume="prefect deployment run backup/backup-daily",
+                at="firing.triggered",
+            )
+        ],
+    )
+
+
 # -- what is said ----------------------------------------------------------------------------------------------------
 
 
@@ -382,10 +424,12 @@ def _tell(
     scope: str,
     run_id: str | None,
     resume: str | None = None,
+    at: str = "event.occurred",
 ) -> CallWebhook:
-    """Return the action that posts a message in the webhook's form; ``scope`` and ``run_id`` are Jinja expressions.
+    """Return the action that posts a message in the webhook's form.
 
-    ``resume`` is a command that works on a run in that state; Prefect retries no run that has not ended.
+    ``scope``, ``run_id`` and ``at``, the time that it is told of, are Jinja expressions. ``resume`` is a command that
+    works on a run in that state; Prefect retries no run that has not ended.
     """
     base = (PREFECT_UI_URL.value() or (PREFECT_API_URL.value() or "").rstrip("/").removesuffix("/api")).rstrip("/")
     now = datetime.now(UTC)
@@ -411,7 +455,7 @@ def _tell(
         _SCOPE: f"({scope}) | string | truncate({_LONGEST_NAME}){escape}",
         _STATE: f"{state} | string | truncate({_LONGEST_STATE}){escape}",
         _RUN_ID: f"({run_id}) | string",
-        _TIME: "event.occurred | string | truncate(19, true, '')",
+        _TIME: f"{at} | string | truncate(19, true, '')",
     }
     for mark, expression in values.items():
         # As the inside of a JSON string: a name with a quote must not end it.

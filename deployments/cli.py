@@ -232,7 +232,7 @@ def bootstrap(as_json: JsonOption = False) -> None:
 def worker(
     name: Annotated[str | None, typer.Option(help="How the server calls it; the machine's name if not given.")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Runs at once; if not given, 3 and CRYPTIQUE_CHILD_RUNS: 5.")
+        int | None, typer.Option(min=1, max=64, help="Runs at once; if not given, 4 and CRYPTIQUE_CHILD_RUNS: 6.")
     ] = None,
     stop_seconds: Annotated[
         float | None, typer.Option(min=0, help="How long its runs may take to end when it ends; 240 if not given.")

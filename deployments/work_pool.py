@@ -35,9 +35,13 @@ class Queue:
     concurrency_limit: int | None = None
 
 
-#: The queue of work that should start at once; the others' runs may wait for a place.
+#: The queue of work that should start at once; bulk runs and partitions may wait for a place.
 ONGOING = "ongoing"
+#: That of backups and restores: a place of their own, so neither a migration keeps them waiting nor they ingestion.
+BACKUPS = "backups"
 _BULK_RUNS = 2
+#: One at a time: what is being restored is not backed up meanwhile.
+_BACKUP_RUNS = 1
 
 
 def queues(child_runs: int = DEFAULT_CHILD_RUNS) -> tuple[Queue, ...]:
@@ -48,14 +52,15 @@ def queues(child_runs: int = DEFAULT_CHILD_RUNS) -> tuple[Queue, ...]:
     """
     return (
         Queue(ONGOING, priority=1),
+        Queue(BACKUPS, priority=5, concurrency_limit=_BACKUP_RUNS),
         Queue("bulk", priority=10, concurrency_limit=_BULK_RUNS),
         Queue("partitions", priority=20, concurrency_limit=child_runs),
     )
 
 
 def worker_limit(child_runs: int = DEFAULT_CHILD_RUNS) -> int:
-    """Return how many runs a worker that is alone takes at once: all bulk work and one more. Each is a process."""
-    return _BULK_RUNS + child_runs + 1
+    """Return how many runs a worker that is alone takes at once: all with a limit and one more. Each is a process."""
+    return _BULK_RUNS + child_runs + _BACKUP_RUNS + 1
 
 
 def child_runs_here() -> int:

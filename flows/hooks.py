@@ -28,7 +28,7 @@ from pydantic import SecretStr
 
 from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
-from flows.blocks import load_alerts, load_embedder, load_source, load_vectors
+from flows.blocks import load_alerts, load_backups, load_embedder, load_source, load_vectors
 from flows.parameters import TRANSACTIONS
 from tasks.alert import Told, send_alert, tell_due, tell_resolved
 from tasks.domain.errors import BudgetSpentError, InputError, PipelineError, QuotaSpentError, WorkTakenError
@@ -36,6 +36,8 @@ from tasks.domain.incidents import Incident, Severity, cause_of, in_words
 
 #: Said after a crash that was told of, so that the server's automation doesn't tell it again.
 ALERT_TOLD = "cryptique-rag.alert.told"
+#: Said when a backup was made and proved; the server tells if it isn't heard for too long.
+BACKUP_MADE = "cryptique-rag.backup.made"
 
 #: How the command line spells parameters; ``no_`` before a name is the option that turns it off. A run that goes on
 #: never starts anew, so ``resume`` is left out.
@@ -82,6 +84,23 @@ _COMMANDS = {
         "retries": "--retries",
     },
     "ingest": {"sources": "--source", "max_seconds": "--max-seconds", "until_idle": "--until-idle"},
+    "backup": {
+        "kind": "--kind",
+        "source_collections": "--source-collections",
+        "drill": "--drill",
+        "no_rotate": "--no-rotate",
+        "dry_run": "--dry-run",
+    },
+    "restore": {
+        "backup": "--backup",
+        "collections": "--collection",
+        "team": "--team",
+        "source_collections": "--source-collections",
+        "into": "--into",
+        "swap": "--swap",
+        "overwrite": "--overwrite",
+        "accept_unverified": "--accept-unverified",
+    },
 }
 _LEFT_OUT = {"resume"}
 
@@ -109,6 +128,12 @@ def resolve_on_completion(flow: Flow[..., Any], flow_run: FlowRun, state: State[
     if flow_run.parameters.get("dry_run"):
         return  # it proves nothing of embedder and store
     _guarded(flow, flow_run, lambda: _resolve(flow, flow_run))
+
+
+def note_backup_made(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Let the server hear that a backup was made and proved; a dry run made none."""
+    if not flow_run.parameters.get("dry_run"):
+        _guarded(flow, flow_run, lambda: _emit(BACKUP_MADE, flow_run))
 
 
 def _guarded(flow: Flow[..., Any], flow_run: FlowRun, act: Any) -> None:
@@ -144,8 +169,12 @@ def _alert(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], *, crashe
 
 def _note_told(flow_run: FlowRun) -> None:
     """Say that nobody else need tell of this run's crash."""
+    _emit(ALERT_TOLD, flow_run)
+
+
+def _emit(event: str, flow_run: FlowRun) -> None:
     emit_event(
-        event=ALERT_TOLD,
+        event=event,
         resource={"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.name": flow_run.name},
     )
 
@@ -337,11 +366,17 @@ def _secrets(notifier: SlackNotifier) -> list[str]:
         blocks += [load_source(), vectors, load_embedder(vectors)]
     except PipelineError:
         pass
+    try:
+        backups = load_backups()
+        blocks += [backups, *([backups.bucket] if backups.bucket is not None else [])]
+    except PipelineError:
+        pass
     for block in blocks:
         for name in type(block).model_fields:
             value = getattr(block, name)
             if isinstance(value, SecretStr):
                 found += _parts(value.get_secret_value())
+                found += value.get_secret_value().splitlines()
     return [secret for secret in found if secret]
 
 

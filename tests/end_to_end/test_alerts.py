@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,7 +35,14 @@ from deployments.automations import PREFIX, register_automations
 from deployments.register_blocks import make_blocks
 from deployments.work_pool import ONGOING
 from flows.blocks import ALERTS
-from flows.hooks import ALERT_TOLD, alert_on_crashed, alert_on_failure, resolve_on_completion
+from flows.hooks import (
+    ALERT_TOLD,
+    BACKUP_MADE,
+    alert_on_crashed,
+    alert_on_failure,
+    note_backup_made,
+    resolve_on_completion,
+)
 from flows.pauses import AWAITING_QUOTA, BUDGET_SPENT
 from tasks.alert import send_alert, tell_due, tell_resolved
 from tasks.domain.incidents import Incident
@@ -510,3 +518,51 @@ def test_the_server_tells_of_what_cannot_speak_and_only_of_that(watched: Pipelin
     # These crashed within the cooldown of the dead one.
     assert len(slack.requests) == 5
     json.dumps([posted.payload for posted in slack.requests])
+
+
+def no_backup_told(slack: LoopbackSlack, count: int) -> list[str]:
+    def look() -> list[str] | None:
+        told = [said(posted) for posted in slack.requests if "No backup was made" in said(posted)]
+        return told if len(told) >= count else None
+
+    return wait_for(look, what=f"{count} messages about backups", seconds=90)
+
+
+def test_a_day_without_a_backup_is_told_also_when_there_never_was_one(
+    watched: Pipeline, slack: LoopbackSlack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automations, "BACKUP_WITHIN", timedelta(seconds=10))
+    register_automations(watched.settings)
+    (told,) = no_backup_told(slack, 1)
+    assert told.startswith("🔴")
+    assert f"{datetime.now(UTC):%Y-%m-%d}" in told
+    assert "`cryptique-rag backups` lists" in told
+    assert "prefect deployment run backup/backup-daily" in told
+
+
+@pytest.mark.long
+def test_a_backup_starts_the_wait_for_the_next_one_and_a_dry_run_does_not(
+    watched: Pipeline, slack: LoopbackSlack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = timedelta(seconds=30)
+    monkeypatch.setattr(automations, "BACKUP_WITHIN", window)
+
+    @flow(on_completion=[note_backup_made])
+    def backup(dry_run: bool = False) -> None: ...
+
+    register_automations(watched.settings)
+    with prefect_client() as client:
+        for _ in range(2):
+            time.sleep(5)
+            made, rehearsed = (backup(dry_run=dry, return_state=True) for dry in (False, True))
+        found = wait_for(lambda: events(client, made.state_details.flow_run_id, BACKUP_MADE), what="the event")
+        no_backup_told(slack, 1)
+        assert events(client, rehearsed.state_details.flow_run_id, BACKUP_MADE) is None
+        (automation,) = (one for one in our_automations(client) if one.name == automations.NO_BACKUP)
+        wanted = {
+            "event": {"name": ["prefect.automation.triggered"]},
+            "resource": {"id": [f"prefect.automation.{automation.id}"]},
+        }
+        (fired,) = client.request("POST", "/events/filter", json={"filter": wanted}).json()["events"]
+    last = datetime.fromisoformat(found[0]["occurred"].replace("Z", "+00:00"))
+    assert datetime.fromisoformat(fired["occurred"].replace("Z", "+00:00")) >= last + window
