@@ -144,6 +144,12 @@ class VectorStore(MongoDatabase):
         own = {schema.VECTORS: self.vectors_name, schema.DEAD_LETTERS: self.letters_name}
         return tuple(replace(one, name=own.get(one.name, one.name)) for one in schema.COLLECTIONS)
 
+    def all_collections(self) -> set[str]:
+        """Return the names of every collection that is ours, of all standing generations; some may not exist."""
+        names = {one.name for one in schema.COLLECTIONS} | {schema.STORE}
+        standing = [one.name for one in self.read_book().generations.values() if one.is_standing]
+        return names | {own_name(base, name) for base in (schema.VECTORS, schema.DEAD_LETTERS) for name in standing}
+
     def describe_generation(self) -> Generation | None:
         """Return what this generation is made by, or None in a store that never had another one."""
         if self._entry is None:

@@ -82,13 +82,17 @@ class CollectionBackup:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseBackup:
-    """One database at one moment. ``role`` says which: the store of vectors, or the application's source."""
+    """One database at one moment. ``role`` says which: the store of vectors, or the application's source.
+
+    ``left_out`` names what is no collection: views and time series.
+    """
 
     role: Literal["store", "source"]
     database: str
     server_version: str
     moment: Timestamp
     collections: tuple[CollectionBackup, ...]
+    left_out: tuple[str, ...] = ()
 
     def find(self, collection: str) -> CollectionBackup | None:
         """Return a collection by its name, or None."""
@@ -168,7 +172,13 @@ class BackupManifest:
 
 
 def _database(found: dict[str, Any]) -> DatabaseBackup:
-    return DatabaseBackup(**found | {"collections": tuple(_collection(one) for one in found["collections"])})
+    return DatabaseBackup(
+        **found
+        | {
+            "collections": tuple(_collection(one) for one in found["collections"]),
+            "left_out": tuple(found["left_out"]),
+        }
+    )
 
 
 def _collection(found: dict[str, Any]) -> CollectionBackup:

@@ -59,6 +59,13 @@ def find_source(name: str, pseudonym_key: bytes = b"") -> Source:
     return _SOURCES[name] if made is None else made[0](pseudonym_key)
 
 
+def source_collections() -> set[str]:
+    """Return the application's collections that the sources are read from, and those that decide who owns a record."""
+    made = (make(b"") for make, _ in _OF_USERS.values())
+    read = {source.collection for source in (*_SOURCES.values(), *made) if source.name != AGGREGATES.name}
+    return read | {"smartcontracts", "teams", "websites"}
+
+
 def plural_of(name: str) -> str:
     """Return what people call the records of this source."""
     return next(plural for plural, known in PLURALS.items() if known == name).replace("_", " ")

@@ -1,0 +1,94 @@
+"""Snapshot: one part of a backup, read at the backup's moment and stored on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from bson.timestamp import Timestamp
+from prefect import task
+
+from blocks.backups import BackupStore
+from blocks.memory import release_memory
+from blocks.mongo import MongoDatabase
+from blocks.snapshots import Block, read_changes, read_range
+from tasks.domain.backups import Part, changes_name, part_name
+from tasks.domain.shards import ShardRange
+from tasks.policy import STAGE
+
+
+class _Counted:
+    """The bytes of blocks, and how many documents passed."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self._blocks = blocks
+        self.documents = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._blocks:
+            self.documents += block.documents
+            yield block.content
+
+
+@task(name="back up part", task_run_name="back up {collection} {shard.number}", **STAGE)
+def back_up_part(
+    backup_id: str,
+    role: str,
+    collection: str,
+    shard: ShardRange,
+    moment: Timestamp,
+    database: MongoDatabase,
+    backups: BackupStore,
+    *,
+    document_bytes: int,
+) -> Part:
+    """Store one range of a collection as it was at the moment; return what was stored. Safe to repeat.
+
+    Raises ``MomentForgottenError`` where the server no longer remembers it: the flow then takes a later one.
+    """
+    name = part_name(collection, shard.number, role=role, encrypted=bool(backups.recipients))
+    blocks = _Counted(read_range(database, collection, shard, moment, document_bytes=document_bytes))
+    written = backups.write_part(backup_id, name, blocks)
+    release_memory()
+    return Part(
+        name=name,
+        collection=collection,
+        number=shard.number,
+        lower=shard.lower,
+        upper=shard.upper,
+        documents=blocks.documents,
+        raw_bytes=written.raw_bytes,
+        stored_bytes=written.stored_bytes,
+        sha256=written.sha256,
+        content_sha256=written.content_sha256,
+        taken_at=moment,
+    )
+
+
+@task(name="back up changes", task_run_name="back up changes of {collection}", **STAGE)
+def back_up_changes(
+    backup_id: str,
+    role: str,
+    collection: str,
+    ids: Sequence[Any],
+    moment: Timestamp,
+    database: MongoDatabase,
+    backups: BackupStore,
+) -> Part:
+    """Store the documents that were written while a collection was read, as they were at the last moment."""
+    name = changes_name(collection, role=role, encrypted=bool(backups.recipients))
+    blocks = _Counted(read_changes(database, collection, ids, moment))
+    written = backups.write_part(backup_id, name, blocks)
+    return Part(
+        name=name,
+        collection=collection,
+        number=0,
+        lower=None,
+        upper=None,
+        documents=blocks.documents,
+        raw_bytes=written.raw_bytes,
+        stored_bytes=written.stored_bytes,
+        sha256=written.sha256,
+        content_sha256=written.content_sha256,
+        taken_at=moment,
+    )
