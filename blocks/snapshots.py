@@ -32,7 +32,7 @@ _HISTORY_LOST_CODES = frozenset({136, 260, 280, 286})
 _WRITES = frozenset({"insert", "update", "replace", "delete"})
 #: An idle server writes its no-op every ten seconds; only then a stream knows that nothing came before it.
 _STREAM_PATIENCE_S = 60.0
-_TOKEN_OF_A_TIME = "82"
+_OF_A_TIME = "82"
 
 
 class MomentForgottenError(PipelineError):
@@ -298,6 +298,6 @@ def _kill(opened: Any, collection: str, cursor: int, session: Any) -> None:
 def _time_of(token: Mapping[str, Any] | None) -> Timestamp | None:
     """Return the moment that a resume token stands for: it begins with its seconds and its counter."""
     data = str((token or {}).get("_data", ""))
-    if not data.startswith(_TOKEN_OF_A_TIME) or len(data) < 18:
+    if not data.startswith(_OF_A_TIME) or len(data) < 18:
         return None
     return Timestamp(int(data[2:10], 16), int(data[10:18], 16))

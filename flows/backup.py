@@ -36,6 +36,7 @@ from blocks.snapshots import (
 from flows.blocks import load_backups, load_source, load_vectors
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
 from flows.parameters import DryRun, Retries
+from flows.parts import DEFAULT_PARTS_IN_FLIGHT, PartsInFlight
 from flows.progress import Progress, duration
 from flows.report import Announcer, never_stopping
 from flows.rotation import Rotation, rotate_backups
@@ -57,16 +58,11 @@ from tasks.domain.shards import ShardRange
 from tasks.policy import DEFAULT_RETRIES
 from tasks.snapshot import back_up_changes, back_up_part
 
-MAX_PARTS_IN_FLIGHT = 8
-DEFAULT_PARTS_IN_FLIGHT = 3
 #: Nothing was written to a backup for so long: whoever made it is gone.
 UNFINISHED_AFTER = timedelta(hours=6)
 #: How often one part, or the changes, may outlive the server's window.
 _MAX_MOMENTS = 3
 
-PartsInFlight = Annotated[
-    int, Field(ge=1, le=MAX_PARTS_IN_FLIGHT, description="Parts at work at once; each holds some tens of megabytes.")
-]
 Kind = Literal["daily", "weekly", "manual"]
 Role = Literal["store", "source"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -248,6 +249,16 @@ def state_of(content: bytes, verification: Verification | None) -> BackupState:
     if verification is None or verification.manifest_sha256 != sha256(content).hexdigest():
         return "unverified"
     return "good" if verification.ok else "damaged"
+
+
+def newest_good(stored: Iterable[StoredBackup], *, until: datetime | None = None) -> StoredBackup | None:
+    """Return the good backup of the latest moment, or of the latest one not after ``until``; None: there is none."""
+    good = [
+        (one.manifest.taken, one.id, one)
+        for one in stored
+        if one.state == "good" and one.manifest is not None and (until is None or one.manifest.taken <= until)
+    ]
+    return max(good, key=lambda found: found[:2])[2] if good else None
 
 
 def new_id(now: datetime) -> str:

@@ -1,0 +1,357 @@
+"""Staging: where a backup is restored to and compared before anybody reads it; and the renames that make it live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, ClassVar, cast
+
+import bson
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import WriteConcern
+from pymongo.collection import Collection as MongoCollection
+from pymongo.cursor import Cursor
+
+from blocks.backups import BackupStore
+from blocks.mongo import MongoDatabase, mongo_errors
+from tasks.domain.backups import CollectionBackup, Part
+from tasks.domain.batches import batched
+from tasks.domain.bson_documents import DocumentSplitter
+from tasks.domain.dead_letters import record_key
+from tasks.domain.errors import TerminalError
+
+_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+_DURABLE = WriteConcern(w="majority", j=True)
+_BATCH_BYTES, _BATCH_DOCUMENTS = 4 << 20, 1_000
+_READ_BYTES = 2 << 20
+_IDS = 500
+_PRIMARY_INDEX = "_id_"
+#: What listIndexes says of an index beyond what createIndexes takes.
+_NOT_AN_OPTION = frozenset({"ns"})
+
+#: Which documents of a backup are wanted; None: all.
+Wanted = Callable[[RawBSONDocument], bool]
+
+
+class RestoreDiffersError(TerminalError):
+    """What was restored is not what was backed up; production was not touched."""
+
+
+class StagingDatabase(MongoDatabase):
+    """A database that restores write to."""
+
+    _block_type_name: ClassVar[str | None] = "Cryptique staging database"
+    _block_type_slug: ClassVar[str | None] = "cryptique-staging-database"
+    setting: ClassVar[str] = "CRYPTIQUE_VECTORS_URI"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was loaded of a part: how many documents, and the SHA-256 of their BSON in the order of their ``_id``."""
+
+    documents: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """Names in a database under which a restore works: those of the backup with ``prefix`` before them."""
+
+    database: MongoDatabase
+    prefix: str = ""
+
+    def name_of(self, collection: str) -> str:
+        """Return the name under which a collection is staged."""
+        return f"{self.prefix}{collection}"
+
+    # -- loading ----------------------------------------------------------------------------------------------
+
+    def create(self, collection: CollectionBackup) -> None:
+        """Make the staged collection, with the options of the one that was backed up. Safe to repeat."""
+        with self._errors(f"making {self.name_of(collection.name)}"):
+            opened = self.database.open_database()
+            name = self.name_of(collection.name)
+            if name not in opened.list_collection_names(filter={"name": name}):
+                opened.command({"create": name, **collection.options})
+
+    def drop(self, collection: str) -> None:
+        """Drop a staged collection, if it is there."""
+        with self._errors(f"dropping {self.name_of(collection)}"):
+            self.database.open_database().drop_collection(self.name_of(collection))
+
+    def load(
+        self,
+        backup_id: str,
+        part: Part,
+        backups: BackupStore,
+        *,
+        without: Collection[bytes] = (),
+        wanted: Wanted | None = None,
+    ) -> Loaded:
+        """Load a part, but for the ids ``without`` (``record_key``) and what is not wanted. Safe to repeat.
+
+        What an attempt that was cut off had loaded of it is removed first. Raises ``BackupDamagedError`` if the part is
+        not what was written: nothing of the staged collection counts then.
+        """
+        with self._errors(f"loading {part.name}"):
+            target = self._rows(part.collection)
+            self._empty(target, part)
+            load = _Load(target, without, wanted)
+            backups.read_part(backup_id, part, load.take)
+            return load.finish()
+
+    def load_changes(self, backup_id: str, part: Part, backups: BackupStore, *, wanted: Wanted | None = None) -> Loaded:
+        """Load what changed while the parts were read: the documents as they were at the end. Safe to repeat."""
+        with self._errors(f"loading {part.name}"):
+            target = self._rows(part.collection)
+            load = _Load(target, (), wanted)
+
+            def take(documents: list[bytes]) -> None:
+                rows = [RawBSONDocument(one) for one in documents]
+                target.delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
+                for row in rows:
+                    if "document" in row:
+                        load.add(row["document"].raw)
+                load.flush()
+
+            _each_batch(backup_id, part, backups, take)
+            return load.finish()
+
+    def _empty(self, target: MongoCollection[RawBSONDocument], part: Part) -> None:
+        ids = (row["_id"] for row in _bounded(target.find({}, {"_id": 1}), part))
+        for some in batched(ids, _IDS):
+            target.delete_many({"_id": {"$in": some}})
+
+    def build_indexes(self, collection: CollectionBackup, *, expiring: bool) -> None:
+        """Build the indexes that delete by time, or all others. Safe to repeat."""
+        specs = [
+            {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+            for index in collection.indexes
+            if index["name"] != _PRIMARY_INDEX and ("expireAfterSeconds" in index) is expiring
+        ]
+        if specs:
+            with self._errors(f"building the indexes of {self.name_of(collection.name)}"):
+                self.database.open_database().command(
+                    {
+                        "createIndexes": self.name_of(collection.name),
+                        "indexes": specs,
+                        "writeConcern": {"w": "majority"},
+                    }
+                )
+
+    # -- comparing --------------------------------------------------------------------------------------------
+
+    def digest(self, part: Part, *, without: Collection[bytes] = ()) -> Loaded:
+        """Return what is staged in the range of a part, but for the ids ``without``."""
+        documents, digest = 0, sha256()
+        for row in self._read(part):
+            if not without or record_key(row["_id"]) not in without:
+                documents += 1
+                digest.update(row.raw)
+        return Loaded(documents, digest.hexdigest())
+
+    def require_same(
+        self,
+        backup_id: str,
+        part: Part,
+        loaded: Loaded,
+        backups: BackupStore,
+        *,
+        without: Collection[bytes] = (),
+        wanted: Wanted | None = None,
+    ) -> None:
+        """Raise ``RestoreDiffersError`` if what is staged of a part is not, to the byte, what was loaded."""
+        staged = self.digest(part, without=without)
+        if staged == loaded:
+            return
+        found = self.first_difference(backup_id, part, backups, without=without, wanted=wanted)
+        raise RestoreDiffersError(
+            f"{part.name} was restored otherwise than it was backed up: {staged.documents:,} documents of "
+            f"{loaded.documents:,}, the first that differs has the _id {found!r}"
+        )
+
+    def require_same_changes(
+        self, backup_id: str, part: Part, backups: BackupStore, *, wanted: Wanted | None = None
+    ) -> None:
+        """Raise ``RestoreDiffersError`` if a changed document is not staged as it was backed up."""
+        wrong = self.wrong_changes(backup_id, part, backups, wanted=wanted)
+        if wrong:
+            raise RestoreDiffersError(
+                f"{part.name} was restored otherwise than it was backed up: {len(wrong):,} documents differ, the first "
+                f"has the _id {wrong[0]!r}"
+            )
+
+    def first_difference(
+        self,
+        backup_id: str,
+        part: Part,
+        backups: BackupStore,
+        *,
+        without: Collection[bytes] = (),
+        wanted: Wanted | None = None,
+    ) -> Any:
+        """Return the ``_id`` of the first document that is staged otherwise than it was backed up, or None."""
+        staged = (row for row in self._read(part) if not without or record_key(row["_id"]) not in without)
+        found: list[Any] = []
+
+        def take(documents: list[bytes]) -> None:
+            for one in documents:
+                document = RawBSONDocument(one)
+                if found or not _is_wanted(document, without, wanted):
+                    continue
+                row = next(staged, None)
+                if row is None or row.raw != one:
+                    found.append(document["_id"])
+
+        with self._errors(f"comparing {part.name}"):
+            _each_batch(backup_id, part, backups, take)
+            if not found and (row := next(staged, None)) is not None:
+                found.append(row["_id"])
+        return found[0] if found else None
+
+    def wrong_changes(
+        self, backup_id: str, part: Part, backups: BackupStore, *, wanted: Wanted | None = None
+    ) -> list[Any]:
+        """Return the ids of changed documents that are staged otherwise than they were backed up."""
+        wrong: list[Any] = []
+
+        def take(documents: list[bytes]) -> None:
+            rows = [RawBSONDocument(one) for one in documents]
+            found = {
+                record_key(row["_id"]): row.raw
+                for row in self._rows(part.collection).find({"_id": {"$in": [row["_id"] for row in rows]}})
+            }
+            for row in rows:
+                document = row.get("document")
+                if document is not None and wanted is not None and not wanted(document):
+                    document = None
+                if found.get(record_key(row["_id"])) != (None if document is None else document.raw):
+                    wrong.append(row["_id"])
+
+        with self._errors(f"comparing {part.name}"):
+            _each_batch(backup_id, part, backups, take)
+        return wrong
+
+    def wrong_indexes(self, collection: CollectionBackup) -> list[str]:
+        """Return the names of indexes that are not there as they were backed up, or that were not backed up."""
+        with self._errors(f"looking at the indexes of {self.name_of(collection.name)}"):
+            rows = self.database.open_database()[self.name_of(collection.name)].list_indexes()
+            there = {row["name"]: _spec(row) for row in rows}
+        wanted = {str(index["name"]): _spec(index) for index in collection.indexes}
+        return sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
+
+    def count(self, collection: str) -> int:
+        """Return how many documents are staged."""
+        with self._errors(f"counting {self.name_of(collection)}"):
+            return self._rows(collection).count_documents({}, hint=_PRIMARY_INDEX)
+
+    def _read(self, part: Part) -> Iterator[RawBSONDocument]:
+        with self._errors(f"comparing {part.name}"):
+            size = max(1, part.raw_bytes // max(1, part.documents))
+            yield from _bounded(self._rows(part.collection).find({}), part).batch_size(max(2, _READ_BYTES // size))
+            if part.lower is not None and part.upper is None:
+                # An index that is read from a bound on ends before the greatest key of all.
+                yield from self._rows(part.collection).find({"_id": bson.MaxKey()})
+
+    def _rows(self, collection: str) -> MongoCollection[RawBSONDocument]:
+        rows: Any = self.database.open_database().get_collection(
+            self.name_of(collection), codec_options=_RAW, write_concern=_DURABLE
+        )
+        return cast("MongoCollection[RawBSONDocument]", rows)
+
+    def _errors(self, doing: str) -> Any:
+        return mongo_errors(doing, self.database.setting)
+
+
+def read_changed_ids(backup_id: str, part: Part, backups: BackupStore) -> frozenset[bytes]:
+    """Return the ``record_key`` of every document of a part of changes: some tens of bytes each."""
+    found: set[bytes] = set()
+    _each_batch(
+        backup_id,
+        part,
+        backups,
+        lambda documents: found.update(record_key(bson.decode(one)["_id"]) for one in documents),
+    )
+    return frozenset(found)
+
+
+def _each_batch(backup_id: str, part: Part, backups: BackupStore, take: Callable[[list[bytes]], object]) -> None:
+    """Give the documents of a part to ``take``, some hundred at a time."""
+    splitter = DocumentSplitter()
+
+    def split(block: bytes) -> None:
+        for some in batched(splitter.split(block), _IDS):
+            take(some)
+
+    backups.read_part(backup_id, part, split)
+    splitter.require_end()
+
+
+def _is_wanted(document: RawBSONDocument, without: Collection[bytes], wanted: Wanted | None) -> bool:
+    if without and record_key(document["_id"]) in without:
+        return False
+    return wanted is None or wanted(document)
+
+
+def _bounded(cursor: Cursor[RawBSONDocument], part: Part) -> Cursor[RawBSONDocument]:
+    cursor = cursor.hint([("_id", 1)])
+    if part.lower is not None:
+        cursor = cursor.min([("_id", part.lower)])
+    if part.upper is not None:
+        cursor = cursor.max([("_id", part.upper)])
+    return cursor.sort("_id", 1)
+
+
+def _spec(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an index as it is compared: the order of its keys counts, that of its options doesn't."""
+    plain = {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+    return plain | {"key": [(name, _number(order)) for name, order in dict(index["key"]).items()]}
+
+
+def _number(order: Any) -> Any:
+    return int(order) if isinstance(order, float) and order.is_integer() else order
+
+
+class _Load:
+    """Inserts documents in batches, and digests what it inserts."""
+
+    def __init__(
+        self, target: MongoCollection[RawBSONDocument], without: Collection[bytes], wanted: Wanted | None
+    ) -> None:
+        self._target = target
+        self._without = without
+        self._wanted = wanted
+        self._splitter = DocumentSplitter()
+        self._batch: list[RawBSONDocument] = []
+        self._bytes = 0
+        self._documents = 0
+        self._digest = sha256()
+
+    def take(self, block: bytes) -> None:
+        """Take a block of documents; it may end in the middle of one."""
+        for one in self._splitter.split(block):
+            self.add(one)
+
+    def add(self, content: bytes) -> None:
+        document = RawBSONDocument(content)
+        if (self._without or self._wanted) and not _is_wanted(document, self._without, self._wanted):
+            return
+        self._documents += 1
+        self._digest.update(content)
+        self._batch.append(document)
+        self._bytes += len(content)
+        if self._bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_DOCUMENTS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._batch:
+            # What was stored once may be stored again, also what today's validator would refuse.
+            self._target.insert_many(self._batch, ordered=False, bypass_document_validation=True)
+            self._batch, self._bytes = [], 0
+
+    def finish(self) -> Loaded:
+        self._splitter.require_end()
+        self.flush()
+        return Loaded(self._documents, self._digest.hexdigest())
