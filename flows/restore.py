@@ -158,8 +158,8 @@ def restore(
         )
     if state == "done":
         raise InputError(
-            f"the backup {manifest.id} lies in {staging.database.database} already: use it, drop that database, or name "
-            "another one with `into`"
+            f"the backup {manifest.id} lies in {staging.database.database} already: use it, drop that database, or "
+            "name another one with `into`"
         )
     if state not in ("staged", "swapping"):
         _require_free(staging, book, wanted, swap=swap)
@@ -292,8 +292,8 @@ def _choose(backups: BackupStore, name: str, accept_unverified: bool) -> BackupM
         )
     if found.state == "unverified" and not (accept_unverified and name == found.id):
         raise InputError(
-            f"the backup {found.id} was never read back: `cryptique-rag verify {found.id}` proves it, or accept_unverified "
-            "takes it as it is"
+            f"the backup {found.id} was never read back: `cryptique-rag verify {found.id}` proves it, or "
+            "accept_unverified takes it as it is"
         )
     return found.manifest
 
@@ -385,8 +385,8 @@ def _require_may_swap(
     in_use = [one.name for one in wanted if holds_documents(vectors, one.name)]
     if in_use and overwrite != vectors.database:
         raise InputError(
-            f"{', '.join(in_use)} of {vectors.database} hold documents: to replace them by those of {manifest.id}, give "
-            f"`overwrite` the database's name, {vectors.database}"
+            f"{', '.join(in_use)} of {vectors.database} hold documents: to replace them by those of {manifest.id}, "
+            f"give `overwrite` the database's name, {vectors.database}"
         )
     _require_idle(vectors)
 
