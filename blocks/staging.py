@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar, cast
 
 import bson
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
-from pymongo import WriteConcern
+from bson.timestamp import Timestamp
+from pymongo import ReadPreference, UpdateOne, WriteConcern
 from pymongo.collection import Collection as MongoCollection
 from pymongo.cursor import Cursor
 
 from blocks.backups import BackupStore
 from blocks.mongo import MongoDatabase, mongo_errors
-from tasks.domain.backups import CollectionBackup, Part
+from tasks.domain.backups import BackupDamagedError, CollectionBackup, Part
 from tasks.domain.batches import batched
 from tasks.domain.bson_documents import DocumentSplitter
 from tasks.domain.dead_letters import record_key
 from tasks.domain.errors import TerminalError
 
-_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+#: A document is decoded as far as its fields where one of them is asked for: dates that Python has no word for, and
+#: text that is none, may be among them.
+_RAW: CodecOptions[RawBSONDocument] = CodecOptions(
+    document_class=RawBSONDocument,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
+)
+_PLAIN: CodecOptions[Mapping[str, Any]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
 _DURABLE = WriteConcern(w="majority", j=True)
 _BATCH_BYTES, _BATCH_DOCUMENTS = 4 << 20, 1_000
 _READ_BYTES = 2 << 20
@@ -30,6 +42,9 @@ _IDS = 500
 _PRIMARY_INDEX = "_id_"
 #: What listIndexes says of an index beyond what createIndexes takes.
 _NOT_AN_OPTION = frozenset({"ns"})
+_SIMPLE = {"locale": "simple"}
+_EMPTY_TIMESTAMP = re.compile(rb"\x11[^\x00]+\x00{9}")
+_NINE_ZEROS = bytes(9)
 
 #: Which documents of a backup are wanted; None: all.
 Wanted = Callable[[RawBSONDocument], bool]
@@ -74,7 +89,7 @@ class Staging:
             opened = self.database.open_database()
             name = self.name_of(collection.name)
             if name not in opened.list_collection_names(filter={"name": name}):
-                opened.command({"create": name, **collection.options})
+                opened.command({"create": name, **_creatable(collection.options)})
 
     def drop(self, collection: str) -> None:
         """Drop a staged collection, if it is there."""
@@ -109,7 +124,7 @@ class Staging:
             load = _Load(target, (), wanted)
 
             def take(documents: list[bytes]) -> None:
-                rows = [RawBSONDocument(one) for one in documents]
+                rows = [_opened(one) for one in documents]
                 target.delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
                 for row in rows:
                     if "document" in row:
@@ -123,19 +138,25 @@ class Staging:
         ids = (row["_id"] for row in _bounded(target.find({}, {"_id": 1}), part))
         for some in batched(ids, _IDS):
             target.delete_many({"_id": {"$in": some}})
+        if part.upper is None:
+            # An index that is read from a bound on ends before the greatest key of all.
+            target.delete_many({"_id": bson.MaxKey()})
 
     def build_indexes(self, collection: CollectionBackup, *, expiring: bool) -> None:
         """Build the indexes that delete by time, or all others. Safe to repeat."""
+        name = self.name_of(collection.name)
         specs = [
-            {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+            _creatable_index(index, collection.options)
             for index in collection.indexes
-            if index["name"] != _PRIMARY_INDEX and ("expireAfterSeconds" in index) is expiring
+            if _is_secondary(index) and ("expireAfterSeconds" in index) is expiring
         ]
-        if specs:
-            with self._errors(f"building the indexes of {self.name_of(collection.name)}"):
+        with self._errors(f"building the indexes of {name}"):
+            if expiring and (seconds := collection.options.get("expireAfterSeconds")) is not None:
+                self.database.open_database().command({"collMod": name, "expireAfterSeconds": seconds})
+            if specs:
                 self.database.open_database().command(
                     {
-                        "createIndexes": self.name_of(collection.name),
+                        "createIndexes": name,
                         "indexes": specs,
                         "writeConcern": {"w": "majority"},
                     }
@@ -198,7 +219,7 @@ class Staging:
 
         def take(documents: list[bytes]) -> None:
             for one in documents:
-                document = RawBSONDocument(one)
+                document = _opened(one)
                 if found or not _is_wanted(document, without, wanted):
                     continue
                 row = next(staged, None)
@@ -218,7 +239,7 @@ class Staging:
         wrong: list[Any] = []
 
         def take(documents: list[bytes]) -> None:
-            rows = [RawBSONDocument(one) for one in documents]
+            rows = [_opened(one) for one in documents]
             found = {
                 record_key(row["_id"]): row.raw
                 for row in self._rows(part.collection).find({"_id": {"$in": [row["_id"] for row in rows]}})
@@ -257,7 +278,11 @@ class Staging:
 
     def _rows(self, collection: str) -> MongoCollection[RawBSONDocument]:
         rows: Any = self.database.open_database().get_collection(
-            self.name_of(collection), codec_options=_RAW, write_concern=_DURABLE
+            self.name_of(collection),
+            codec_options=_RAW,
+            write_concern=_DURABLE,
+            # Whatever the URI prefers: what was just written may not be on another member yet.
+            read_preference=ReadPreference.PRIMARY,
         )
         return cast("MongoCollection[RawBSONDocument]", rows)
 
@@ -307,7 +332,57 @@ def _bounded(cursor: Cursor[RawBSONDocument], part: Part) -> Cursor[RawBSONDocum
 def _spec(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return an index as it is compared: the order of its keys counts, that of its options doesn't."""
     plain = {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+    if "collation" in plain:
+        plain["collation"] = _without_version(plain["collation"])
     return plain | {"key": [(name, _number(order)) for name, order in dict(index["key"]).items()]}
+
+
+def _is_secondary(index: Mapping[str, Any]) -> bool:
+    return index["name"] != _PRIMARY_INDEX and not index.get("clustered")
+
+
+def _creatable_index(index: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an index in the words that make it; ``options`` are its collection's."""
+    spec = {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+    if "collation" in spec:
+        spec["collation"] = _without_version(spec["collation"])
+    elif "collation" in options:
+        # The server doesn't list the simple one, and gives an index that names none its collection's.
+        spec["collation"] = _SIMPLE
+    return spec
+
+
+def _creatable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a collection's options without what deletes documents by time, which comes when they were compared."""
+    wanted = {name: value for name, value in options.items() if name != "expireAfterSeconds"}
+    if "collation" in wanted:
+        wanted["collation"] = _without_version(wanted["collation"])
+    return wanted
+
+
+def _without_version(collation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a collation without the version of the library behind it: another server may have another one."""
+    return {name: value for name, value in collation.items() if name != "version"}
+
+
+def _opened(content: bytes) -> RawBSONDocument:
+    return RawBSONDocument(content, _RAW)
+
+
+def _holds_empty_timestamp(content: bytes) -> bool:
+    """Return whether a field of the document itself is the empty timestamp: on insert the server makes it its clock's.
+
+    Searched for in the bytes first: what is found there may lie deeper, or in the middle of a vector.
+    """
+    if _NINE_ZEROS not in content or not _EMPTY_TIMESTAMP.search(content):
+        return False
+    empty = Timestamp(0, 0)
+    return any(value == empty for name, value in _opened(content).items() if name != "_id")
+
+
+def _repeats_names(content: bytes) -> bool:
+    """Return whether a field comes twice in the document: decoded and encoded again, it is shorter."""
+    return len(bson.encode(bson.decode(content, _PLAIN))) != len(content)
 
 
 def _number(order: Any) -> Any:
@@ -331,11 +406,15 @@ class _Load:
 
     def take(self, block: bytes) -> None:
         """Take a block of documents; it may end in the middle of one."""
-        for one in self._splitter.split(block):
+        try:
+            documents = self._splitter.split(block)
+        except InvalidBSON as error:
+            raise BackupDamagedError(f"what is stored holds other documents than were written: {error}") from error
+        for one in documents:
             self.add(one)
 
     def add(self, content: bytes) -> None:
-        document = RawBSONDocument(content)
+        document = _opened(content)
         if (self._without or self._wanted) and not _is_wanted(document, self._without, self._wanted):
             return
         self._documents += 1
@@ -349,7 +428,21 @@ class _Load:
         if self._batch:
             # What was stored once may be stored again, also what today's validator would refuse.
             self._target.insert_many(self._batch, ordered=False, bypass_document_validation=True)
+            self._keep_empty_timestamps()
             self._batch, self._bytes = [], 0
+
+    def _keep_empty_timestamps(self) -> None:
+        """Put back the empty timestamps that the server has filled on insert; a pipeline's literal it leaves alone.
+
+        One that repeats names is left to the comparison: such a literal ends the server itself (6.0.5).
+        """
+        literals = [
+            UpdateOne({"_id": row["_id"]}, [{"$replaceWith": {"$literal": row}}])
+            for row in self._batch
+            if _holds_empty_timestamp(bytes(row.raw)) and not _repeats_names(bytes(row.raw))
+        ]
+        if literals:
+            self._target.bulk_write(literals, ordered=False, bypass_document_validation=True)
 
     def finish(self) -> Loaded:
         self._splitter.require_end()
