@@ -594,11 +594,14 @@ def merge_team(database: MongoDatabase, team: str, *, staged: str, live: str) ->
     """Make a team's live documents those that are staged. Safe to repeat.
 
     No document of another team is written: one that was this team's at the backup and is another's now stays with it.
+    Where nothing is staged any more, it was merged before a kill: nothing is done, and nothing is taken for gone.
     """
     ours = {"$in": _ids_of(team)}
     removed = restored = left_out = 0
     with mongo_errors(f"restoring the team's documents of {live}", database.setting):
         opened = database.open_database()
+        if staged not in opened.list_collection_names(filter={"name": staged}):
+            return Merged(0, 0, 0)
         rows: Any = opened.get_collection(live, write_concern=_DURABLE)
         raw: Any = opened.get_collection(staged, codec_options=_RAW)
         for some in batched(rows.find({"teamId": ours}, {"_id": 1}), _IDS):

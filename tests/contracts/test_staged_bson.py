@@ -20,7 +20,7 @@ from pymongo.database import Database
 
 from blocks.backups import BackupStore
 from blocks.snapshots import describe_collections
-from blocks.staging import Loaded, RestoreDiffersError, Staging, StagingDatabase
+from blocks.staging import Loaded, Merged, RestoreDiffersError, Staging, StagingDatabase, merge_team
 from tasks.domain.backups import BackupDamagedError, CollectionBackup, Part, new_id, part_name
 from tasks.restore import of_team
 
@@ -292,3 +292,17 @@ def test_the_digest_of_a_part_is_that_of_its_content(staging: Staging, backups: 
     documents = [bson.encode({"_id": number}) for number in range(2_500)]
     part = write(backups, documents)
     assert staging.load(BACKUP, part, backups).digest == sha256(b"".join(documents)).hexdigest()
+
+
+def test_a_team_whose_staging_was_dropped_before_a_kill_keeps_its_documents(
+    staging: Staging, database: Database[Row]
+) -> None:
+    team = "a" * 24
+    database.rows.insert_many({"_id": number, "teamId": ObjectId(team)} for number in range(3))
+    database.staged_rows.insert_many({"_id": number, "teamId": ObjectId(team)} for number in (1, 2, 3))
+    assert merge_team(staging.database, team, staged="staged_rows", live="rows") == Merged(
+        removed=1, restored=3, left_out=0
+    )
+    database.staged_rows.drop()
+    assert merge_team(staging.database, team, staged="staged_rows", live="rows") == Merged(0, 0, 0)
+    assert database.rows.distinct("_id") == [1, 2, 3]
