@@ -43,7 +43,7 @@ _BATCH_BYTES, _BATCH_DOCUMENTS = 4 << 20, 1_000
 _READ_BYTES = 2 << 20
 _IDS = 500
 _PRIMARY_INDEX = "_id_"
-_NAMESPACE_EXISTS = 48
+_NAMESPACE_EXISTS, _DUPLICATE_KEY = 48, 11000
 #: A writer may make the live collection anew between two renames, but not for ever.
 _RENAMES = 5
 #: What listIndexes says of an index beyond what createIndexes takes.
@@ -144,9 +144,8 @@ class Staging:
         ids = (row["_id"] for row in _bounded(target.find({}, {"_id": 1}), part))
         for some in batched(ids, _IDS):
             target.delete_many({"_id": {"$in": some}})
-        if part.upper is None:
-            # An index that is read from a bound on ends before the greatest key of all.
-            target.delete_many({"_id": bson.MaxKey()})
+        if _ends_before_the_last(part):
+            target.delete_one({"_id": bson.MaxKey()})
 
     def build_indexes(self, collection: CollectionBackup, *, expiring: bool) -> None:
         """Build the indexes that delete by time, or all others. Safe to repeat."""
@@ -269,6 +268,15 @@ class Staging:
         wanted = {str(index["name"]): _spec(index) for index in collection.indexes}
         return sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
 
+    def wrong_options(self, collection: CollectionBackup) -> list[str]:
+        """Return the names of options, validator and level among them, that are not as they were backed up."""
+        name = self.name_of(collection.name)
+        with self._errors(f"looking at the options of {name}"):
+            rows = list(self.database.open_database().list_collections(filter={"name": name}))
+        there = _comparable(rows[0]["options"]) if rows else {}
+        wanted = _comparable(collection.options)
+        return sorted(one for one in there.keys() | wanted.keys() if there.get(one) != wanted.get(one))
+
     def count(self, collection: str) -> int:
         """Return how many documents are staged."""
         with self._errors(f"counting {self.name_of(collection)}"):
@@ -278,8 +286,7 @@ class Staging:
         with self._errors(f"comparing {part.name}"):
             size = max(1, part.raw_bytes // max(1, part.documents))
             yield from _bounded(self._rows(part.collection).find({}), part).batch_size(max(2, _READ_BYTES // size))
-            if part.lower is not None and part.upper is None:
-                # An index that is read from a bound on ends before the greatest key of all.
+            if _ends_before_the_last(part):
                 yield from self._rows(part.collection).find({"_id": bson.MaxKey()})
 
     def _rows(self, collection: str) -> MongoCollection[RawBSONDocument]:
@@ -303,7 +310,7 @@ def read_changed_ids(backup_id: str, part: Part, backups: BackupStore) -> frozen
         backup_id,
         part,
         backups,
-        lambda documents: found.update(record_key(bson.decode(one)["_id"]) for one in documents),
+        lambda documents: found.update(record_key(_opened(one)["_id"]) for one in documents),
     )
     return frozenset(found)
 
@@ -335,6 +342,11 @@ def _bounded(cursor: Cursor[RawBSONDocument], part: Part) -> Cursor[RawBSONDocum
     return cursor.sort("_id", 1)
 
 
+def _ends_before_the_last(part: Part) -> bool:
+    """Return whether a read of the part's range misses an end of it: from a bound on, it stops before MaxKey."""
+    return part.lower is not None and part.upper is None
+
+
 def _spec(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return an index as it is compared: the order of its keys counts, that of its options doesn't."""
     plain = {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
@@ -360,7 +372,11 @@ def _creatable_index(index: Mapping[str, Any], options: Mapping[str, Any]) -> di
 
 def _creatable(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a collection's options without what deletes documents by time, which comes when they were compared."""
-    wanted = {name: value for name, value in options.items() if name != "expireAfterSeconds"}
+    return {name: value for name, value in _comparable(options).items() if name != "expireAfterSeconds"}
+
+
+def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = dict(options)
     if "collation" in wanted:
         wanted["collation"] = _without_version(wanted["collation"])
     return wanted
@@ -466,6 +482,7 @@ class _Load:
 #: What restores did and are about: one record each, and one of every part that is loaded.
 BOOK = "ragrestores"
 _SEPARATOR = "/"
+_LOCK = "at work"
 #: MongoDB's longest name of a collection, its database's with it.
 _LONGEST_NAMESPACE_BYTES = 255
 
@@ -509,6 +526,36 @@ class RestoreBook:
         """Forget the parts: they are needed until the restore is done."""
         with self._errors("writing"):
             self._rows().delete_many({"restore": self.key})
+
+    # One restore at a time: of two, one would rename what the other has just put in place.
+
+    def holder(self) -> Record | None:
+        """Return who is at work in this database: ``workerId`` and when it last showed that, ``updatedAt``."""
+        with self._errors("reading"):
+            return self._rows().find_one({"_id": _LOCK, "workerId": {"$ne": None}})
+
+    def take(self, worker: str, *, instead_of: str | None) -> bool:
+        """Put down who is at work, if it still is who was seen there (None: nobody); return whether that is so."""
+        with self._errors("writing"):
+            try:
+                done = self._rows().update_one(
+                    {"_id": _LOCK, "workerId": instead_of},
+                    {"$set": {"workerId": worker}, "$currentDate": {"updatedAt": True}},
+                    upsert=True,
+                )
+            except mongo.DuplicateKeyError:
+                return False
+        return bool(done.matched_count or done.upserted_id)
+
+    def touch(self, worker: str) -> None:
+        """Show that this worker is still at work."""
+        with self._errors("writing"):
+            self._rows().update_one({"_id": _LOCK, "workerId": worker}, {"$currentDate": {"updatedAt": True}})
+
+    def leave(self, worker: str) -> None:
+        """Put down that this worker is no longer at work."""
+        with self._errors("writing"):
+            self._rows().update_one({"_id": _LOCK, "workerId": worker}, {"$set": {"workerId": None}})
 
     def _rows(self) -> MongoCollection[Record]:
         return self.database.open_database().get_collection(BOOK, write_concern=_DURABLE)
@@ -602,37 +649,51 @@ def merge_team(database: MongoDatabase, team: str, *, staged: str, live: str) ->
         opened = database.open_database()
         if staged not in opened.list_collection_names(filter={"name": staged}):
             return Merged(0, 0, 0)
-        rows: Any = opened.get_collection(live, write_concern=_DURABLE)
+        rows: Any = opened.get_collection(live, codec_options=_RAW, write_concern=_DURABLE)
         raw: Any = opened.get_collection(staged, codec_options=_RAW)
         for some in batched(rows.find({"teamId": ours}, {"_id": 1}), _IDS):
             ids = [row["_id"] for row in some]
-            stay = {record_key(row["_id"]) for row in opened[staged].find({"_id": {"$in": ids}}, {"_id": 1})}
+            stay = {record_key(row["_id"]) for row in raw.find({"_id": {"$in": ids}}, {"_id": 1})}
             gone = [one for one in ids if record_key(one) not in stay]
             if gone:
                 removed += rows.delete_many({"_id": {"$in": gone}, "teamId": ours}).deleted_count
         for some in batched(raw.find({}), _IDS):
-            names = [row["documentId"] for row in some if "documentId" in row]
-            same = {"$or": [{"_id": {"$in": [row["_id"] for row in some]}}, {"documentId": {"$in": names}}]}
-            taken_ids: set[bytes] = set()
-            taken_names: set[Any] = set()
-            for row in rows.find({**same, "teamId": {"$nin": _ids_of(team)}}, {"_id": 1, "documentId": 1}):
-                taken_ids.add(record_key(row["_id"]))
-                taken_names.add(row.get("documentId"))
-            free = [
-                row
-                for row in some
-                if record_key(row["_id"]) not in taken_ids
-                and ("documentId" not in row or row["documentId"] not in taken_names)
-            ]
-            left_out += len(some) - len(free)
-            restored += len(free)
-            if free:
-                rows.bulk_write(
-                    [ReplaceOne({"_id": row["_id"], "teamId": ours}, row, upsert=True) for row in free],
-                    ordered=False,
-                    bypass_document_validation=True,
+            taken = _replace(rows, some, ours)
+            there = {
+                record_key(row["_id"]): row.raw for row in rows.find({"_id": {"$in": [row["_id"] for row in some]}})
+            }
+            wrong = [row["_id"] for row in some if row not in taken and there.get(record_key(row["_id"])) != row.raw]
+            if wrong:
+                raise RestoreDiffersError(
+                    f"{live}: {len(wrong):,} of the team's documents are not as they were backed up, the first has the "
+                    f"_id {wrong[0]!r}: is another run writing them? Give the restore again"
                 )
+            left_out += len(taken)
+            restored += len(some) - len(taken)
     return Merged(removed, restored, left_out)
+
+
+def _replace(rows: Any, documents: list[RawBSONDocument], ours: Mapping[str, Any]) -> list[RawBSONDocument]:
+    """Replace the team's documents or insert them; return those whose ``_id`` or unique keys are another team's now."""
+    left = documents
+    while left:
+        try:
+            rows.bulk_write(
+                [ReplaceOne({"_id": row["_id"], "teamId": ours}, row, upsert=True) for row in left],
+                ordered=False,
+                bypass_document_validation=True,
+            )
+            return []
+        except mongo.BulkWriteError as error:
+            refused = error.details["writeErrors"]
+            if any(one["code"] != _DUPLICATE_KEY for one in refused):
+                raise
+            # What is in the way of one may itself be replaced in the same batch: until nothing moves any more.
+            still = [left[one["index"]] for one in refused]
+            if len(still) == len(left):
+                return still
+            left = still
+    return left
 
 
 def _ids_of(team: str) -> list[Any]:

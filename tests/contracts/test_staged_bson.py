@@ -264,6 +264,7 @@ def test_options_and_indexes_of_every_kind_come_back_exactly(staging: Staging, d
     assert "at_1" in staging.wrong_indexes(collection)
     staging.build_indexes(collection, expiring=True)
     assert staging.wrong_indexes(collection) == []
+    assert staging.wrong_options(collection) == []
     again = described(staging.database, "staged_rows")
     assert again.options == collection.options
     assert sorted(again.indexes, key=str) == sorted(collection.indexes, key=str)
