@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -10,32 +11,46 @@ from typing import Any, ClassVar, cast
 
 import bson
 from bson import ObjectId
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
-from pymongo import ReplaceOne, WriteConcern
+from bson.timestamp import Timestamp
+from pymongo import ReadPreference, ReplaceOne, UpdateOne, WriteConcern
 from pymongo import errors as mongo
 from pymongo.collection import Collection as MongoCollection
 from pymongo.cursor import Cursor
 
 from blocks.backups import BackupStore
 from blocks.mongo import MongoDatabase, Record, mongo_errors
-from tasks.domain.backups import CollectionBackup, Part
+from tasks.domain.backups import BackupDamagedError, CollectionBackup, Part
 from tasks.domain.batches import batched
 from tasks.domain.bson_documents import DocumentSplitter
 from tasks.domain.dead_letters import record_key
 from tasks.domain.errors import TerminalError
 
-_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+#: A document is decoded as far as its fields where one of them is asked for: dates that Python has no word for, and
+#: text that is none, may be among them.
+_RAW: CodecOptions[RawBSONDocument] = CodecOptions(
+    document_class=RawBSONDocument,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
+)
+_PLAIN: CodecOptions[Mapping[str, Any]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
 _DURABLE = WriteConcern(w="majority", j=True)
 _BATCH_BYTES, _BATCH_DOCUMENTS = 4 << 20, 1_000
 _READ_BYTES = 2 << 20
 _IDS = 500
 _PRIMARY_INDEX = "_id_"
-_NAMESPACE_EXISTS = 48
+_NAMESPACE_EXISTS, _DUPLICATE_KEY = 48, 11000
 #: A writer may make the live collection anew between two renames, but not for ever.
 _RENAMES = 5
 #: What listIndexes says of an index beyond what createIndexes takes.
 _NOT_AN_OPTION = frozenset({"ns"})
+_SIMPLE = {"locale": "simple"}
+_TIMESTAMP = b"\x11"
+_ZEROS = re.compile(rb"\x00{9,}")
 
 #: Which documents of a backup are wanted; None: all.
 Wanted = Callable[[RawBSONDocument], bool]
@@ -80,7 +95,7 @@ class Staging:
             opened = self.database.open_database()
             name = self.name_of(collection.name)
             if name not in opened.list_collection_names(filter={"name": name}):
-                opened.command({"create": name, **collection.options})
+                opened.command({"create": name, **_creatable(collection.options)})
 
     def drop(self, collection: str) -> None:
         """Drop a staged collection, if it is there."""
@@ -115,7 +130,7 @@ class Staging:
             load = _Load(target, (), wanted)
 
             def take(documents: list[bytes]) -> None:
-                rows = [RawBSONDocument(one) for one in documents]
+                rows = [_opened(one) for one in documents]
                 target.delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
                 for row in rows:
                     if "document" in row:
@@ -129,19 +144,24 @@ class Staging:
         ids = (row["_id"] for row in _bounded(target.find({}, {"_id": 1}), part))
         for some in batched(ids, _IDS):
             target.delete_many({"_id": {"$in": some}})
+        if _ends_before_the_last(part):
+            target.delete_one({"_id": bson.MaxKey()})
 
     def build_indexes(self, collection: CollectionBackup, *, expiring: bool) -> None:
         """Build the indexes that delete by time, or all others. Safe to repeat."""
+        name = self.name_of(collection.name)
         specs = [
-            {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+            _creatable_index(index, collection.options)
             for index in collection.indexes
-            if index["name"] != _PRIMARY_INDEX and ("expireAfterSeconds" in index) is expiring
+            if _is_secondary(index) and ("expireAfterSeconds" in index) is expiring
         ]
-        if specs:
-            with self._errors(f"building the indexes of {self.name_of(collection.name)}"):
+        with self._errors(f"building the indexes of {name}"):
+            if expiring and (seconds := collection.options.get("expireAfterSeconds")) is not None:
+                self.database.open_database().command({"collMod": name, "expireAfterSeconds": seconds})
+            if specs:
                 self.database.open_database().command(
                     {
-                        "createIndexes": self.name_of(collection.name),
+                        "createIndexes": name,
                         "indexes": specs,
                         "writeConcern": {"w": "majority"},
                     }
@@ -204,7 +224,7 @@ class Staging:
 
         def take(documents: list[bytes]) -> None:
             for one in documents:
-                document = RawBSONDocument(one)
+                document = _opened(one)
                 if found or not _is_wanted(document, without, wanted):
                     continue
                 row = next(staged, None)
@@ -224,7 +244,7 @@ class Staging:
         wrong: list[Any] = []
 
         def take(documents: list[bytes]) -> None:
-            rows = [RawBSONDocument(one) for one in documents]
+            rows = [_opened(one) for one in documents]
             found = {
                 record_key(row["_id"]): row.raw
                 for row in self._rows(part.collection).find({"_id": {"$in": [row["_id"] for row in rows]}})
@@ -248,6 +268,15 @@ class Staging:
         wanted = {str(index["name"]): _spec(index) for index in collection.indexes}
         return sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
 
+    def wrong_options(self, collection: CollectionBackup) -> list[str]:
+        """Return the names of options, validator and level among them, that are not as they were backed up."""
+        name = self.name_of(collection.name)
+        with self._errors(f"looking at the options of {name}"):
+            rows = list(self.database.open_database().list_collections(filter={"name": name}))
+        there = _comparable(rows[0]["options"]) if rows else {}
+        wanted = _comparable(collection.options)
+        return sorted(one for one in there.keys() | wanted.keys() if there.get(one) != wanted.get(one))
+
     def count(self, collection: str) -> int:
         """Return how many documents are staged."""
         with self._errors(f"counting {self.name_of(collection)}"):
@@ -257,13 +286,16 @@ class Staging:
         with self._errors(f"comparing {part.name}"):
             size = max(1, part.raw_bytes // max(1, part.documents))
             yield from _bounded(self._rows(part.collection).find({}), part).batch_size(max(2, _READ_BYTES // size))
-            if part.lower is not None and part.upper is None:
-                # An index that is read from a bound on ends before the greatest key of all.
+            if _ends_before_the_last(part):
                 yield from self._rows(part.collection).find({"_id": bson.MaxKey()})
 
     def _rows(self, collection: str) -> MongoCollection[RawBSONDocument]:
         rows: Any = self.database.open_database().get_collection(
-            self.name_of(collection), codec_options=_RAW, write_concern=_DURABLE
+            self.name_of(collection),
+            codec_options=_RAW,
+            write_concern=_DURABLE,
+            # Whatever the URI prefers: what was just written may not be on another member yet.
+            read_preference=ReadPreference.PRIMARY,
         )
         return cast("MongoCollection[RawBSONDocument]", rows)
 
@@ -278,7 +310,7 @@ def read_changed_ids(backup_id: str, part: Part, backups: BackupStore) -> frozen
         backup_id,
         part,
         backups,
-        lambda documents: found.update(record_key(bson.decode(one)["_id"]) for one in documents),
+        lambda documents: found.update(record_key(_opened(one)["_id"]) for one in documents),
     )
     return frozenset(found)
 
@@ -310,10 +342,74 @@ def _bounded(cursor: Cursor[RawBSONDocument], part: Part) -> Cursor[RawBSONDocum
     return cursor.sort("_id", 1)
 
 
+def _ends_before_the_last(part: Part) -> bool:
+    """Return whether a read of the part's range misses an end of it: from a bound on, it stops before MaxKey."""
+    return part.lower is not None and part.upper is None
+
+
 def _spec(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return an index as it is compared: the order of its keys counts, that of its options doesn't."""
     plain = {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+    if "collation" in plain:
+        plain["collation"] = _without_version(plain["collation"])
     return plain | {"key": [(name, _number(order)) for name, order in dict(index["key"]).items()]}
+
+
+def _is_secondary(index: Mapping[str, Any]) -> bool:
+    return index["name"] != _PRIMARY_INDEX and not index.get("clustered")
+
+
+def _creatable_index(index: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an index in the words that make it; ``options`` are its collection's."""
+    spec = {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+    if "collation" in spec:
+        spec["collation"] = _without_version(spec["collation"])
+    elif "collation" in options:
+        # The server doesn't list the simple one, and gives an index that names none its collection's.
+        spec["collation"] = _SIMPLE
+    return spec
+
+
+def _creatable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a collection's options without what deletes documents by time, which comes when they were compared."""
+    return {name: value for name, value in _comparable(options).items() if name != "expireAfterSeconds"}
+
+
+def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = dict(options)
+    if "collation" in wanted:
+        wanted["collation"] = _without_version(wanted["collation"])
+    return wanted
+
+
+def _without_version(collation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a collation without the version of the library behind it: another server may have another one."""
+    return {name: value for name, value in collation.items() if name != "version"}
+
+
+def _opened(content: bytes) -> RawBSONDocument:
+    return RawBSONDocument(content, _RAW)
+
+
+def _holds_empty_timestamp(content: bytes) -> bool:
+    """Return whether a field of the document itself is the empty timestamp: on insert the server makes it its clock's.
+
+    Searched for in the bytes first: what is found there may lie deeper, or in the middle of a vector.
+    """
+    for zeros in _ZEROS.finditer(content):
+        # The end of its name and eight bytes; before them its type and its name, in which no zero is.
+        at = zeros.start()
+        if _TIMESTAMP in content[content.rfind(b"\x00", 0, at) + 1 : at]:
+            break
+    else:
+        return False
+    empty = Timestamp(0, 0)
+    return any(value == empty for name, value in _opened(content).items() if name != "_id")
+
+
+def _repeats_names(content: bytes) -> bool:
+    """Return whether a field comes twice in the document: decoded and encoded again, it is shorter."""
+    return len(bson.encode(bson.decode(content, _PLAIN))) != len(content)
 
 
 def _number(order: Any) -> Any:
@@ -337,11 +433,15 @@ class _Load:
 
     def take(self, block: bytes) -> None:
         """Take a block of documents; it may end in the middle of one."""
-        for one in self._splitter.split(block):
+        try:
+            documents = self._splitter.split(block)
+        except InvalidBSON as error:
+            raise BackupDamagedError(f"what is stored holds other documents than were written: {error}") from error
+        for one in documents:
             self.add(one)
 
     def add(self, content: bytes) -> None:
-        document = RawBSONDocument(content)
+        document = _opened(content)
         if (self._without or self._wanted) and not _is_wanted(document, self._without, self._wanted):
             return
         self._documents += 1
@@ -355,7 +455,21 @@ class _Load:
         if self._batch:
             # What was stored once may be stored again, also what today's validator would refuse.
             self._target.insert_many(self._batch, ordered=False, bypass_document_validation=True)
+            self._keep_empty_timestamps()
             self._batch, self._bytes = [], 0
+
+    def _keep_empty_timestamps(self) -> None:
+        """Put back the empty timestamps that the server has filled on insert; a pipeline's literal it leaves alone.
+
+        One that repeats names is left to the comparison: such a literal ends the server itself (6.0.5).
+        """
+        literals = [
+            UpdateOne({"_id": row["_id"]}, [{"$replaceWith": {"$literal": row}}])
+            for row in self._batch
+            if _holds_empty_timestamp(bytes(row.raw)) and not _repeats_names(bytes(row.raw))
+        ]
+        if literals:
+            self._target.bulk_write(literals, ordered=False, bypass_document_validation=True)
 
     def finish(self) -> Loaded:
         self._splitter.require_end()
@@ -368,6 +482,7 @@ class _Load:
 #: What restores did and are about: one record each, and one of every part that is loaded.
 BOOK = "ragrestores"
 _SEPARATOR = "/"
+_LOCK = "at work"
 #: MongoDB's longest name of a collection, its database's with it.
 _LONGEST_NAMESPACE_BYTES = 255
 
@@ -411,6 +526,36 @@ class RestoreBook:
         """Forget the parts: they are needed until the restore is done."""
         with self._errors("writing"):
             self._rows().delete_many({"restore": self.key})
+
+    # One restore at a time: of two, one would rename what the other has just put in place.
+
+    def holder(self) -> Record | None:
+        """Return who is at work in this database: ``workerId`` and when it last showed that, ``updatedAt``."""
+        with self._errors("reading"):
+            return self._rows().find_one({"_id": _LOCK, "workerId": {"$ne": None}})
+
+    def take(self, worker: str, *, instead_of: str | None) -> bool:
+        """Put down who is at work, if it still is who was seen there (None: nobody); return whether that is so."""
+        with self._errors("writing"):
+            try:
+                done = self._rows().update_one(
+                    {"_id": _LOCK, "workerId": instead_of},
+                    {"$set": {"workerId": worker}, "$currentDate": {"updatedAt": True}},
+                    upsert=True,
+                )
+            except mongo.DuplicateKeyError:
+                return False
+        return bool(done.matched_count or done.upserted_id)
+
+    def touch(self, worker: str) -> None:
+        """Show that this worker is still at work."""
+        with self._errors("writing"):
+            self._rows().update_one({"_id": _LOCK, "workerId": worker}, {"$currentDate": {"updatedAt": True}})
+
+    def leave(self, worker: str) -> None:
+        """Put down that this worker is no longer at work."""
+        with self._errors("writing"):
+            self._rows().update_one({"_id": _LOCK, "workerId": worker}, {"$set": {"workerId": None}})
 
     def _rows(self) -> MongoCollection[Record]:
         return self.database.open_database().get_collection(BOOK, write_concern=_DURABLE)
@@ -496,42 +641,59 @@ def merge_team(database: MongoDatabase, team: str, *, staged: str, live: str) ->
     """Make a team's live documents those that are staged. Safe to repeat.
 
     No document of another team is written: one that was this team's at the backup and is another's now stays with it.
+    Where nothing is staged any more, it was merged before a kill: nothing is done, and nothing is taken for gone.
     """
     ours = {"$in": _ids_of(team)}
     removed = restored = left_out = 0
     with mongo_errors(f"restoring the team's documents of {live}", database.setting):
         opened = database.open_database()
-        rows: Any = opened.get_collection(live, write_concern=_DURABLE)
+        if staged not in opened.list_collection_names(filter={"name": staged}):
+            return Merged(0, 0, 0)
+        rows: Any = opened.get_collection(live, codec_options=_RAW, write_concern=_DURABLE)
         raw: Any = opened.get_collection(staged, codec_options=_RAW)
         for some in batched(rows.find({"teamId": ours}, {"_id": 1}), _IDS):
             ids = [row["_id"] for row in some]
-            stay = {record_key(row["_id"]) for row in opened[staged].find({"_id": {"$in": ids}}, {"_id": 1})}
+            stay = {record_key(row["_id"]) for row in raw.find({"_id": {"$in": ids}}, {"_id": 1})}
             gone = [one for one in ids if record_key(one) not in stay]
             if gone:
                 removed += rows.delete_many({"_id": {"$in": gone}, "teamId": ours}).deleted_count
         for some in batched(raw.find({}), _IDS):
-            names = [row["documentId"] for row in some if "documentId" in row]
-            same = {"$or": [{"_id": {"$in": [row["_id"] for row in some]}}, {"documentId": {"$in": names}}]}
-            taken_ids: set[bytes] = set()
-            taken_names: set[Any] = set()
-            for row in rows.find({**same, "teamId": {"$nin": _ids_of(team)}}, {"_id": 1, "documentId": 1}):
-                taken_ids.add(record_key(row["_id"]))
-                taken_names.add(row.get("documentId"))
-            free = [
-                row
-                for row in some
-                if record_key(row["_id"]) not in taken_ids
-                and ("documentId" not in row or row["documentId"] not in taken_names)
-            ]
-            left_out += len(some) - len(free)
-            restored += len(free)
-            if free:
-                rows.bulk_write(
-                    [ReplaceOne({"_id": row["_id"], "teamId": ours}, row, upsert=True) for row in free],
-                    ordered=False,
-                    bypass_document_validation=True,
+            taken = _replace(rows, some, ours)
+            there = {
+                record_key(row["_id"]): row.raw for row in rows.find({"_id": {"$in": [row["_id"] for row in some]}})
+            }
+            wrong = [row["_id"] for row in some if row not in taken and there.get(record_key(row["_id"])) != row.raw]
+            if wrong:
+                raise RestoreDiffersError(
+                    f"{live}: {len(wrong):,} of the team's documents are not as they were backed up, the first has the "
+                    f"_id {wrong[0]!r}: is another run writing them? Give the restore again"
                 )
+            left_out += len(taken)
+            restored += len(some) - len(taken)
     return Merged(removed, restored, left_out)
+
+
+def _replace(rows: Any, documents: list[RawBSONDocument], ours: Mapping[str, Any]) -> list[RawBSONDocument]:
+    """Replace the team's documents or insert them; return those whose ``_id`` or unique keys are another team's now."""
+    left = documents
+    while left:
+        try:
+            rows.bulk_write(
+                [ReplaceOne({"_id": row["_id"], "teamId": ours}, row, upsert=True) for row in left],
+                ordered=False,
+                bypass_document_validation=True,
+            )
+            return []
+        except mongo.BulkWriteError as error:
+            refused = error.details["writeErrors"]
+            if any(one["code"] != _DUPLICATE_KEY for one in refused):
+                raise
+            # What is in the way of one may itself be replaced in the same batch: until nothing moves any more.
+            still = [left[one["index"]] for one in refused]
+            if len(still) == len(left):
+                return still
+            left = still
+    return left
 
 
 def _ids_of(team: str) -> list[Any]:
