@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import count
 from typing import Any, ClassVar, cast
 
 import bson
+from bson import ObjectId
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
-from pymongo import WriteConcern
+from pymongo import ReplaceOne, WriteConcern
+from pymongo import errors as mongo
 from pymongo.collection import Collection as MongoCollection
 from pymongo.cursor import Cursor
 
 from blocks.backups import BackupStore
-from blocks.mongo import MongoDatabase, mongo_errors
+from blocks.mongo import MongoDatabase, Record, mongo_errors
 from tasks.domain.backups import CollectionBackup, Part
 from tasks.domain.batches import batched
 from tasks.domain.bson_documents import DocumentSplitter
@@ -28,6 +31,9 @@ _BATCH_BYTES, _BATCH_DOCUMENTS = 4 << 20, 1_000
 _READ_BYTES = 2 << 20
 _IDS = 500
 _PRIMARY_INDEX = "_id_"
+_NAMESPACE_EXISTS = 48
+#: A writer may make the live collection anew between two renames, but not for ever.
+_RENAMES = 5
 #: What listIndexes says of an index beyond what createIndexes takes.
 _NOT_AN_OPTION = frozenset({"ns"})
 
@@ -355,3 +361,178 @@ class _Load:
         self._splitter.require_end()
         self.flush()
         return Loaded(self._documents, self._digest.hexdigest())
+
+
+# -- the book of restores, and the renames ----------------------------------------------------------------------------
+
+#: What restores did and are about: one record each, and one of every part that is loaded.
+BOOK = "ragrestores"
+_SEPARATOR = "/"
+#: MongoDB's longest name of a collection, its database's with it.
+_LONGEST_NAMESPACE_BYTES = 255
+
+
+class RestoreBook:
+    """What a restore has finished, beside its staging, so that one that was killed goes on."""
+
+    def __init__(self, database: MongoDatabase, key: str) -> None:
+        self.database = database
+        self.key = key
+
+    def read(self) -> Record | None:
+        """Return this restore's record, or None."""
+        with self._errors("reading"):
+            return self._rows().find_one({"_id": self.key})
+
+    def others(self) -> list[Record]:
+        """Return the records of other restores, without those of parts."""
+        with self._errors("reading"):
+            return list(self._rows().find({"_id": {"$ne": self.key}, "state": {"$exists": True}}))
+
+    def write(self, **fields: Any) -> None:
+        """Put down how far it is."""
+        with self._errors("writing"):
+            self._rows().update_one({"_id": self.key}, {"$set": fields}, upsert=True)
+
+    def finished(self) -> dict[str, Loaded]:
+        """Return what was loaded of each finished part, by the part's name."""
+        start = f"{self.key}{_SEPARATOR}"
+        with self._errors("reading"):
+            rows = list(self._rows().find({"part": {"$exists": True}, "restore": self.key}))
+        return {str(row["_id"]).removeprefix(start): Loaded(row["documents"], row["digest"]) for row in rows}
+
+    def finish(self, part: Part, loaded: Loaded) -> None:
+        """Put down that a part is loaded and compared."""
+        row = {"restore": self.key, "part": part.name, "documents": loaded.documents, "digest": loaded.digest}
+        with self._errors("writing"):
+            self._rows().replace_one({"_id": f"{self.key}{_SEPARATOR}{part.name}"}, row, upsert=True)
+
+    def forget_parts(self) -> None:
+        """Forget the parts: they are needed until the restore is done."""
+        with self._errors("writing"):
+            self._rows().delete_many({"restore": self.key})
+
+    def _rows(self) -> MongoCollection[Record]:
+        return self.database.open_database().get_collection(BOOK, write_concern=_DURABLE)
+
+    def _errors(self, doing: str) -> Any:
+        return mongo_errors(f"{doing} the book of restores", self.database.setting)
+
+
+def list_collections(database: MongoDatabase) -> set[str]:
+    """Return the names of all collections."""
+    with mongo_errors("listing collections", database.setting):
+        return set(database.open_database().list_collection_names())
+
+
+def holds_documents(database: MongoDatabase, collection: str) -> bool:
+    """Return whether the collection is there and not empty."""
+    with mongo_errors(f"looking at {collection}", database.setting):
+        return database.open_database()[collection].find_one({}, {"_id": 1}) is not None
+
+
+def fits(database: MongoDatabase, collection: str) -> bool:
+    """Return whether MongoDB takes a name of this length."""
+    return len(f"{database.database}.{collection}".encode()) <= _LONGEST_NAMESPACE_BYTES
+
+
+def put_in_place(database: MongoDatabase, *, staged: str, live: str, kept: str) -> None:
+    """Give the live collection its kept name and the staged one the live name: two renames, each at once or not at all.
+
+    Safe to repeat after a kill between the two. A writer that made the live collection anew in that moment loses
+    nothing: its collection is kept too, under the kept name and a number.
+    """
+    with mongo_errors(f"putting {live} in place", database.setting):
+        opened = database.open_database()
+        for attempt in range(_RENAMES):
+            there = set(opened.list_collection_names())
+            if staged not in there:
+                return
+            if live in there:
+                name = next(one for one in _numbered(kept) if one not in there)
+                opened[live].rename(name)
+            try:
+                opened[staged].rename(live)
+                return
+            except mongo.OperationFailure as error:
+                if error.code != _NAMESPACE_EXISTS or attempt == _RENAMES - 1:
+                    raise
+
+
+def drop_collections(database: MongoDatabase, names: Collection[str]) -> None:
+    """Drop collections. Safe to repeat."""
+    with mongo_errors("dropping kept collections", database.setting):
+        for name in names:
+            database.open_database().drop_collection(name)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    for number in count(2):
+        yield f"{name}_{number}"
+
+
+# -- one team ---------------------------------------------------------------------------------------------------------
+
+
+def keep_team(database: MongoDatabase, team: str, *, live: str, kept: str) -> None:
+    """Copy a team's live documents under the kept name; a copy that is there is replaced. Safe to repeat."""
+    with mongo_errors(f"keeping the team's documents of {live}", database.setting):
+        opened = database.open_database()
+        opened[live].aggregate([{"$match": {"teamId": {"$in": _ids_of(team)}}}, {"$out": kept}])
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What making a team's documents those of a backup did: documents that went, that came or were replaced, and that
+    were left out because they belong to another team now."""
+
+    removed: int
+    restored: int
+    left_out: int
+
+
+def merge_team(database: MongoDatabase, team: str, *, staged: str, live: str) -> Merged:
+    """Make a team's live documents those that are staged. Safe to repeat.
+
+    No document of another team is written: one that was this team's at the backup and is another's now stays with it.
+    """
+    ours = {"$in": _ids_of(team)}
+    removed = restored = left_out = 0
+    with mongo_errors(f"restoring the team's documents of {live}", database.setting):
+        opened = database.open_database()
+        rows: Any = opened.get_collection(live, write_concern=_DURABLE)
+        raw: Any = opened.get_collection(staged, codec_options=_RAW)
+        for some in batched(rows.find({"teamId": ours}, {"_id": 1}), _IDS):
+            ids = [row["_id"] for row in some]
+            stay = {record_key(row["_id"]) for row in opened[staged].find({"_id": {"$in": ids}}, {"_id": 1})}
+            gone = [one for one in ids if record_key(one) not in stay]
+            if gone:
+                removed += rows.delete_many({"_id": {"$in": gone}, "teamId": ours}).deleted_count
+        for some in batched(raw.find({}), _IDS):
+            names = [row["documentId"] for row in some if "documentId" in row]
+            same = {"$or": [{"_id": {"$in": [row["_id"] for row in some]}}, {"documentId": {"$in": names}}]}
+            taken_ids: set[bytes] = set()
+            taken_names: set[Any] = set()
+            for row in rows.find({**same, "teamId": {"$nin": _ids_of(team)}}, {"_id": 1, "documentId": 1}):
+                taken_ids.add(record_key(row["_id"]))
+                taken_names.add(row.get("documentId"))
+            free = [
+                row
+                for row in some
+                if record_key(row["_id"]) not in taken_ids
+                and ("documentId" not in row or row["documentId"] not in taken_names)
+            ]
+            left_out += len(some) - len(free)
+            restored += len(free)
+            if free:
+                rows.bulk_write(
+                    [ReplaceOne({"_id": row["_id"], "teamId": ours}, row, upsert=True) for row in free],
+                    ordered=False,
+                    bypass_document_validation=True,
+                )
+    return Merged(removed, restored, left_out)
+
+
+def _ids_of(team: str) -> list[Any]:
+    return [ObjectId(team), team]

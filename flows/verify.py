@@ -1,4 +1,4 @@
-"""Verify: every part of a backup read back, and a sample, or all of it, restored into a scratch database and compared."""
+"""Verify: a backup read back part by part, and a sample or all of it restored into a scratch database and compared."""
 
 from __future__ import annotations
 
