@@ -1,4 +1,4 @@
-"""Commands about backups: make one, list and rotate them, prove them."""
+"""Commands about backups: make one, list and rotate them, prove them, restore from them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from deployments.console import (
     JsonOption,
+    object_id,
     print_json,
     quiet_prefect,
     reported,
@@ -207,6 +208,115 @@ def verify(
         _run("verifying", flow, parameters, as_json, _print_verifications)
 
 
+def restore(
+    backup: Annotated[
+        str | None,
+        typer.Option(help="An id, `latest` (the newest good one), or a time: the newest good one until then."),
+    ] = None,
+    collection: Annotated[list[str] | None, typer.Option(help="Only this collection; may be given again.")] = None,
+    team: Annotated[str | None, typer.Option(help="Only this team's documents (its id).")] = None,
+    source_collections: SourceCollectionsOption = False,
+    into: Annotated[str | None, typer.Option(help="Database to restore into; if not given, one named for it.")] = None,
+    swap: Annotated[
+        bool, typer.Option("--swap", help="Put what was restored in the place of what is live; that is kept.")
+    ] = False,
+    overwrite: Annotated[
+        str | None, typer.Option(help="With --swap: the live database's name, word for word, where it holds anything.")
+    ] = None,
+    accept_unverified: Annotated[
+        bool, typer.Option("--accept-unverified", help="Also from a backup that was never read back.")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Bring back what the last swap put aside.")] = False,
+    drop_kept: Annotated[bool, typer.Option("--drop-kept", help="Drop for good what swaps put aside.")] = False,
+    parts_in_flight: PartsOption = 3,
+    retries: RetriesOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Restore a backup into a database beside the live one, compare every document, and make the indexes.
+
+    With --swap it takes the live collections' place by renames; what was live is kept until --drop-kept, and --undo
+    brings it back. A restore that was cut off goes on when the same command is given again.
+
+    Try first: cryptique-rag restore --backup latest
+    """
+    with reported(), quiet_prefect():
+        _check_restore(into, swap, overwrite, undo, drop_kept, source_collections, bool(collection or team))
+        if undo or drop_kept:
+            _put_back(backup, drop_kept, as_json)
+            return
+        parameters = {
+            "backup": backup or "latest",
+            "collections": collection or [],
+            "team": object_id(team, "--team") if team else None,
+            "source_collections": source_collections,
+            "into": into,
+            "swap": swap,
+            "overwrite": overwrite,
+            "accept_unverified": accept_unverified,
+            "parts_in_flight": parts_in_flight,
+            "retries": retries,
+        }
+
+        def flow() -> Callable[..., Any]:
+            from flows.restore import restore as restore_flow
+
+            return restore_flow
+
+        _run("restoring", flow, parameters, as_json, _print_restore)
+
+
+def _check_restore(
+    into: str | None,
+    swap: bool,
+    overwrite: str | None,
+    undo: bool,
+    drop_kept: bool,
+    source_collections: bool,
+    chosen: bool,
+) -> None:
+    if undo and drop_kept:
+        wrong("--undo brings back what --drop-kept drops: give one of them")
+    if (undo or drop_kept) and (into or swap or overwrite or source_collections or chosen):
+        wrong("--undo and --drop-kept are about a whole swap: only --backup goes with them")
+    if into and swap:
+        wrong("--into leaves it in a database of its own, --swap puts it in the live one's place: give one of them")
+    if source_collections and swap:
+        wrong("--swap is about the store: the application's collections are restored beside it, never in place")
+    if overwrite and not swap:
+        wrong("--overwrite goes with --swap: nothing else overwrites anything")
+
+
+def _put_back(backup: str | None, drop: bool, as_json: bool) -> None:
+    if not drop:
+
+        def flow() -> Callable[..., Any]:
+            from flows.restore import undo_restore
+
+            return undo_restore
+
+        def show(report: dict[str, Any]) -> None:
+            print(f"live again as before {report['backup']}: {', '.join(report['collections'])}")
+
+        _run("undoing", flow, {"backup": backup}, as_json, show)
+        return
+    from deployments.local_services import running_services
+    from deployments.register_blocks import make_blocks
+    from deployments.settings import load_settings
+    from flows.restore import drop_kept
+
+    settings = load_settings()
+    with running_services(settings, prefect=False) as running:
+        vectors = make_blocks(settings, embedded_uri=running.mongo_uri).vectors
+        try:
+            dropped = drop_kept(vectors, backup=backup)
+        finally:
+            vectors.close()
+    if as_json:
+        print_json({"dropped": dropped})
+    else:
+        print(f"dropped: {', '.join(dropped) or 'nothing was kept'}")
+
+
 def _run(
     label: str,
     flow: Callable[[], Callable[..., Any]],
@@ -351,6 +461,28 @@ def _print_verifications(report: dict[str, Any]) -> None:
             f"{name}: good; {proof['documents']:,} documents in {proof['parts']:,} parts read back, {what} "
             f"({proof['restored']:,}) restored and compared, {proof['seconds']:,.1f} seconds"
         )
+
+
+def _print_restore(report: dict[str, Any]) -> None:
+    where = "in place, in" if report["in_place"] else "in"
+    rows = [
+        ("backup", f"{report['backup']}, taken {report['taken']:%Y-%m-%d %H:%M:%S} UTC"),
+        ("restored", f"{report['documents']:,} documents {where} database {report['database']}, each compared"),
+        ("team", report["team"]),
+        ("kept", ", ".join(report["kept"])),
+        ("untouched", ", ".join(report["untouched"])),
+        ("taken up", f"{report['resumed_parts']:,} parts of a run that was cut off" if report["resumed_parts"] else ""),
+        ("seconds", f"{report['seconds']:,.1f}"),
+    ]
+    for name, value in rows:
+        if value:
+            print(f"{name:<12}{value}")
+    for name, count in report["collections"].items():
+        merged = report["merged"].get(name, {})
+        words = "".join(f", {number:,} {what.replace('_', ' ')}" for what, number in merged.items())
+        print(f"  {name:<32}{count:>12,} documents{words}")
+    for step in report["next_steps"]:
+        print(f"next: {step}")
 
 
 def _bytes(size: int) -> str:

@@ -59,6 +59,7 @@ for _command in (runs.migrate, figures.aggregate, runs.ingest, runs.backfill, ru
     app.command()(_command)
 app.command()(backups.backup)
 app.command()(backups.verify)
+app.command()(backups.restore)
 
 
 def main() -> None:

@@ -115,9 +115,9 @@ def test_a_backup_is_made_every_day_and_drilled_every_week_and_waits_for_no_bulk
     assert weekly["parameters"]["drill"]
     assert weekly["parameters"]["source_collections"]
     assert [one["schedules"][0]["cron"] for one in (daily, weekly)] == ["0 2 * * *", "0 3 * * 0"]
-    for name in ("backup-daily", "backup-weekly", "verify"):
+    for name in ("backup-daily", "backup-weekly", "verify", "restore", "undo-restore"):
         assert DEPLOYMENTS[name]["work_pool"]["work_queue_name"] == BACKUPS
-    assert not DEPLOYMENTS["verify"].get("schedules")
+    assert not any("schedules" in DEPLOYMENTS[name] for name in ("verify", "restore", "undo-restore"))
 
 
 def test_it_holds_no_path_of_a_machine_and_each_worker_says_where_the_project_lies() -> None:
