@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -16,7 +17,14 @@ import zstandard
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, model_validator
 
-from blocks.object_store import ObjectStore, Sink, StoredObject
+from blocks.object_store import (
+    ObjectDamagedError,
+    ObjectsLockedError,
+    ObjectStore,
+    Sink,
+    StoredObject,
+    UnfinishedUpload,
+)
 from blocks.s3 import S3Bucket
 from blocks.shared_folder import SharedFolder
 from tasks.domain.backups import (
@@ -34,6 +42,9 @@ from tasks.domain.errors import InputError, TerminalError
 
 #: What was measured on vectors: level 3 takes twice the time of level 1 and saves nothing more.
 _ZSTD_LEVEL = 1
+_UNPACK_BYTES = 128 << 10
+_AGE = ".age"
+_LOOKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +131,8 @@ class BackupStore(Block):
 
         Compressed and encrypted on the way; some megabytes are in memory. Safe to repeat: the object is replaced.
         """
+        if name.endswith(_AGE) != bool(self.recipients):
+            raise InputError(f"{name}: the name of a part ends with {_AGE} where it is encrypted, and only there")
         content, stored = _Tally(), _Tally()
         with self.place.writing(f"{backup_id}/{name}") as upload:
             sink = _Through(stored, upload)
@@ -146,17 +159,25 @@ class BackupStore(Block):
             content.add(block)
             take(block)
 
-        try:
-            self._open_blocks(stored.passing(blocks), part, took)
-        except (zstandard.ZstdError, _AgeError) as error:
-            for _ in stored.passing(blocks):
-                pass
-            if (stored.bytes, stored.hexdigest) == (part.stored_bytes, part.sha256) and part.name.endswith(".age"):
-                raise TerminalError(
-                    f"none of the keys in CRYPTIQUE_BACKUP_IDENTITIES opens {part.name}: add the private key that "
-                    "belongs to a recipient in its manifest"
-                ) from error
-            raise BackupDamagedError(f"{part.name} can't be unpacked: {_difference(stored, part)}") from error
+        with closing(cast(Any, blocks)):
+            try:
+                self._open_blocks(stored.passing(blocks), part, took)
+                for _ in stored.passing(blocks):
+                    pass  # what was put behind it
+            except ObjectDamagedError as error:
+                raise BackupDamagedError(str(error)) from error
+            except (zstandard.ZstdError, _AgeError) as error:
+                for _ in stored.passing(blocks):
+                    pass
+                if isinstance(error, _AgeError) and (stored.bytes, stored.hexdigest) == (
+                    part.stored_bytes,
+                    part.sha256,
+                ):
+                    raise TerminalError(
+                        f"none of the keys in CRYPTIQUE_BACKUP_IDENTITIES opens {part.name}: add the private key that "
+                        "belongs to a recipient in its manifest"
+                    ) from error
+                raise BackupDamagedError(f"{part.name} can't be unpacked: {_difference(stored, part)}") from error
         if (stored.bytes, stored.hexdigest) != (part.stored_bytes, part.sha256):
             raise BackupDamagedError(f"{part.name} is not what was written: {_difference(stored, part)}")
         if (content.bytes, content.hexdigest) != (part.raw_bytes, part.content_sha256):
@@ -166,10 +187,12 @@ class BackupStore(Block):
         unpacked = zstandard.ZstdDecompressor().decompressobj()
 
         def unpack(block: bytes) -> None:
-            if raw := unpacked.decompress(block):
-                take(raw)
+            # Some at a time: a little that is packed may be much that comes out.
+            for start in range(0, len(block), _UNPACK_BYTES):
+                if raw := unpacked.decompress(block[start : start + _UNPACK_BYTES]):
+                    take(raw)
 
-        if part.name.endswith(".age"):
+        if part.name.endswith(_AGE):
             _decrypt(blocks, unpack, self._identities())
         else:
             for block in blocks:
@@ -196,16 +219,59 @@ class BackupStore(Block):
         return self._look_at(backup_id, objects) if objects else None
 
     def list_backups(self) -> list[StoredBackup]:
-        """Return all backups, the newest first, half-written and damaged ones too."""
+        """Return all backups, the newest first, half-written and damaged ones too; three requests for each at most."""
         names = sorted((name for name in self.place.list_folders() if began_at(name) is not None), reverse=True)
-        return [found for name in names if (found := self.find(name)) is not None]
+        with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+            return [found for found in pool.map(self.find, names) if found is not None]
 
     def remove(self, backup_id: str) -> None:
-        """Delete a backup, its manifest first: what is half deleted is no backup. Safe to repeat."""
-        if began_at(backup_id) is None:
-            raise InputError(f"{backup_id} is no name of a backup: `cryptique-rag backups` lists them")
-        for name in (MANIFEST, VERIFICATION, ""):
-            self.place.delete_under(f"{backup_id}/{name}")
+        """Delete a backup, its manifest first: what is half deleted is no backup. Safe to repeat.
+
+        In a bucket with versions all of them go, as far as the keys may. Raises ``ObjectsLockedError`` where one of its
+        objects is locked, and leaves all as it was.
+        """
+        _require_id(backup_id)
+        self.place.erase_under(f"{backup_id}/", first=(f"{backup_id}/{MANIFEST}",))
+
+    def require_removable(self, backup_id: str) -> None:
+        """Raise ``ObjectsLockedError`` if an object of a backup is locked against deletion. Nothing is changed."""
+        _require_id(backup_id)
+        self.place.require_unlocked(f"{backup_id}/")
+
+    def sweep_unfinished(self, older_than: timedelta) -> list[str]:
+        """Delete what killed backups left, and return the ids of those of which something was deleted.
+
+        That is: backups without a manifest to which nothing was written for so long, and uploads of that age to any
+        backup, by the store's own clock. Left alone: what is locked, and a backup whose manifest somebody deleted in a
+        bucket that keeps versions, as that may have been a mistake.
+        """
+        place = self.place
+        before_s = (place.now() - older_than).timestamp()
+        uploads: dict[str, list[UnfinishedUpload]] = {}
+        for upload in place.unfinished_uploads():
+            uploads.setdefault(upload.name.partition("/")[0], []).append(upload)
+        ids = sorted(name for name in {*uploads, *place.list_folders()} if began_at(name) is not None)
+
+        def sweep(backup_id: str) -> bool:
+            objects = list(place.list_objects(f"{backup_id}/"))
+            mine = uploads.get(backup_id, [])
+            old = [upload for upload in mine if upload.written_s <= before_s]
+            finished = any(found.name == f"{backup_id}/{MANIFEST}" for found in objects)
+            is_old = len(old) == len(mine) and all(found.modified_s <= before_s for found in objects)
+            if not finished and not is_old:
+                return False  # its writer is at it
+            for upload in old:
+                place.abort_upload(upload)
+            if finished or not objects or place.is_hidden(f"{backup_id}/{MANIFEST}"):
+                return bool(old)
+            try:
+                place.erase_under(f"{backup_id}/")
+            except ObjectsLockedError:
+                return bool(old)
+            return True
+
+        with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+            return [backup_id for backup_id, swept in zip(ids, pool.map(sweep, ids), strict=True) if swept]
 
     def manifest_sha256(self, backup_id: str) -> str:
         """Return the SHA-256 of a backup's manifest as it is stored, for its verification."""
@@ -213,16 +279,21 @@ class BackupStore(Block):
 
     def _look_at(self, backup_id: str, objects: Sequence[StoredObject]) -> StoredBackup:
         modified = datetime.fromtimestamp(max(found.modified_s for found in objects), UTC)
-        content = self.place.get(f"{backup_id}/{MANIFEST}")
+        sizes = {found.name.removeprefix(f"{backup_id}/"): found.size_bytes for found in objects}
+        verification = self._verification(backup_id) if VERIFICATION in sizes else None
+        try:
+            content = self.place.get(f"{backup_id}/{MANIFEST}") if MANIFEST in sizes else None
+        except ObjectDamagedError as error:
+            return StoredBackup(backup_id, "damaged", modified, verification=verification, why=str(error))
         if content is None:
             return StoredBackup(backup_id, "unfinished", modified)
-        told = self.place.get(f"{backup_id}/{VERIFICATION}")
-        verification = None if told is None else Verification.from_bytes(told)
         try:
             manifest = BackupManifest.from_bytes(content)
+            if manifest.id != backup_id:
+                # Its parts would be looked for elsewhere.
+                raise BackupDamagedError(f"its manifest is that of the backup {manifest.id}")
         except TerminalError as error:
             return StoredBackup(backup_id, "damaged", modified, verification=verification, why=str(error))
-        sizes = {found.name.removeprefix(f"{backup_id}/"): found.size_bytes for found in objects}
         wrong = [part.name for part in manifest.parts if sizes.get(part.name) != part.stored_bytes]
         if wrong:
             why = f"{wrong[0]} is missing or of another size" + (f", and {len(wrong) - 1} others" if wrong[1:] else "")
@@ -230,6 +301,14 @@ class BackupStore(Block):
         state = state_of(content, verification)
         why = "; ".join(verification.problems) if state == "damaged" and verification is not None else ""
         return StoredBackup(backup_id, state, modified, manifest, verification, why)
+
+    def _verification(self, backup_id: str) -> Verification | None:
+        """Return the newest one, or None: one that can't be read proves nothing."""
+        try:
+            told = self.place.get(f"{backup_id}/{VERIFICATION}")
+        except ObjectDamagedError:
+            return None
+        return None if told is None else Verification.from_bytes(told)
 
     def _recipients(self) -> list[Any]:
         try:
@@ -248,6 +327,11 @@ class BackupStore(Block):
             raise TerminalError(
                 "CRYPTIQUE_BACKUP_IDENTITIES: a private key of age begins with AGE-SECRET-KEY-1"
             ) from None
+
+
+def _require_id(backup_id: str) -> None:
+    if began_at(backup_id) is None:
+        raise InputError(f"{backup_id} is no name of a backup: `cryptique-rag backups` lists them")
 
 
 class _Tally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +22,18 @@ class StoredObject:
     name: str
     size_bytes: int
     modified_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """An object on its way, or what a killed process left of one: not listed, but it takes space.
+
+    ``written_s`` is when the last of it came, in seconds since 1970 by the store's own clock. ``key`` is the store's.
+    """
+
+    name: str
+    written_s: float
+    key: str
 
 
 class ObjectDamagedError(PipelineError):
@@ -81,3 +93,24 @@ class ObjectStore(Protocol):
 
     def delete_under(self, prefix: str) -> None:
         """Delete all objects whose name begins so. Safe to repeat."""
+
+    def erase_under(self, prefix: str, *, first: Sequence[str] = ()) -> None:
+        """Delete all objects whose name begins so, in all their versions, those named ``first`` before the others.
+
+        Raises ``ObjectsLockedError``, nothing touched, where one is locked. Safe to repeat.
+        """
+
+    def require_unlocked(self, prefix: str) -> None:
+        """Raise ``ObjectsLockedError`` if an object whose name begins so is locked against deletion."""
+
+    def is_hidden(self, name: str) -> bool:
+        """Return whether an object was deleted and the store keeps it all the same, as an older version."""
+
+    def unfinished_uploads(self, prefix: str = "") -> list[UnfinishedUpload]:
+        """Return what is on its way to names that begin so, by whomever."""
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Take away what came of an upload; whoever is at it fails. Safe to repeat."""
+
+    def now(self) -> datetime:
+        """Return the time by the store's own clock."""

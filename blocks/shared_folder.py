@@ -8,13 +8,14 @@ import random
 import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from blocks.object_store import COPY_BYTES, Sink, StoredObject
+from blocks.object_store import COPY_BYTES, Sink, StoredObject, UnfinishedUpload
 from tasks.domain.errors import PipelineError, TerminalError, TransientError
 
 _PARTIAL = ".partial"
@@ -81,10 +82,12 @@ class SharedFolder:
             self._require_root()
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _write(partial, content)
+                # Whoever finds it builds on it: it is there after a power cut too.
+                _write(partial, content, durable=True)
                 os.link(partial, target)
             finally:
                 partial.unlink(missing_ok=True)
+            _keep_name(target)
         except FileExistsError:
             return False
         except OSError as error:
@@ -104,6 +107,7 @@ class SharedFolder:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
+            _keep_name(target)
         except OSError as error:
             raise self._translated(error) from error
         finally:
@@ -188,6 +192,61 @@ class SharedFolder:
             raise self._translated(error) from error
         self._remove_empty(base)
 
+    def erase_under(self, prefix: str, *, first: Sequence[str] = ()) -> None:
+        """Delete all objects whose name begins so, those named ``first`` before the others. Safe to repeat."""
+        for name in first:
+            if name.startswith(prefix):
+                try:
+                    (self.root / name).unlink(missing_ok=True)
+                except NotADirectoryError:
+                    pass
+                except OSError as error:
+                    raise self._translated(error) from error
+        self.delete_under(prefix)
+
+    def require_unlocked(self, prefix: str) -> None:
+        """Do nothing: a folder knows no locks."""
+
+    def is_hidden(self, name: str) -> bool:
+        """Return False: what is deleted is gone."""
+        return False
+
+    def unfinished_uploads(self, prefix: str = "") -> list[UnfinishedUpload]:
+        """Return the files that are being written under names that begin so, or were when their writer was killed."""
+        folder, _, start = prefix.rpartition("/")
+        found = []
+        try:
+            for path, status in _walk(self.root / folder, start):
+                if path.name.endswith(_PARTIAL):
+                    key = path.relative_to(self.root).as_posix()
+                    name = key.removesuffix(_PARTIAL).rpartition(".")[0]
+                    found.append(UnfinishedUpload(name, status.st_mtime, key))
+        except OSError as error:
+            raise self._translated(error) from error
+        return found
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Delete a file that was not written to its end, and the folders that this empties. Safe to repeat."""
+        path = self.root / upload.key
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._translated(error) from error
+        self._remove_empty(path.parent)
+
+    def now(self) -> datetime:
+        """Return the time by the clock that dates the folder's files, told by one that is written and removed."""
+        self._require_root()
+        path = self.root / f"clock.{uuid4().hex}{_PARTIAL}"
+        try:
+            try:
+                path.touch(exist_ok=False)
+                return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            finally:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._translated(error) from error
+
     def check(self) -> str:
         """Return what the folder is, proved by a small file. Raises ``TerminalError`` with what to do."""
         name = f"check-{uuid4().hex}"
@@ -245,14 +304,26 @@ class _Translating:
             raise self._folder._translated(error) from error
 
 
-def _write(path: Path, content: bytes | Path) -> None:
+def _write(path: Path, content: bytes | Path, *, durable: bool = False) -> None:
     with path.open("xb") as sink:
         if isinstance(content, bytes):
             sink.write(content)
-            return
-        with content.open("rb") as source:
-            while block := source.read(COPY_BYTES):
-                sink.write(block)
+        else:
+            with content.open("rb") as source:
+                while block := source.read(COPY_BYTES):
+                    sink.write(block)
+        if durable:
+            sink.flush()
+            os.fsync(sink.fileno())
+
+
+def _keep_name(path: Path) -> None:
+    """Put a file's name on the disk too, not its bytes alone."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _entries(folder: Path, start: str = "") -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -10,9 +11,10 @@ from typing import Any, ClassVar, cast
 
 import bson
 from bson import ObjectId
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.raw_bson import RawBSONDocument
-from pymongo import ReplaceOne, WriteConcern
+from bson.timestamp import Timestamp
+from pymongo import ReplaceOne, UpdateOne, WriteConcern
 from pymongo import errors as mongo
 from pymongo.collection import Collection as MongoCollection
 from pymongo.cursor import Cursor
@@ -25,13 +27,19 @@ from tasks.domain.bson_documents import DocumentSplitter
 from tasks.domain.dead_letters import record_key
 from tasks.domain.errors import TerminalError
 
-_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+#: An id may be a date beyond the year 9999.
+_RAW: CodecOptions[RawBSONDocument] = CodecOptions(
+    document_class=RawBSONDocument, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
 _DURABLE = WriteConcern(w="majority", j=True)
 _BATCH_BYTES, _BATCH_DOCUMENTS = 4 << 20, 1_000
 _READ_BYTES = 2 << 20
 _IDS = 500
 _PRIMARY_INDEX = "_id_"
-_NAMESPACE_EXISTS = 48
+_NAMESPACE_EXISTS, _DUPLICATE_KEY = 48, 11000
+#: A timestamp that is all zeros: as a document's own field, and its bytes.
+_NO_TIME, _EIGHT_ZEROS = Timestamp(0, 0), b"\x00" * 8
+_NO_TIME_FIELD = re.compile(rb"\x11[^\x00]*\x00\x00{8}")
 #: A writer may make the live collection anew between two renames, but not for ever.
 _RENAMES = 5
 #: What listIndexes says of an index beyond what createIndexes takes.
@@ -115,7 +123,7 @@ class Staging:
             load = _Load(target, (), wanted)
 
             def take(documents: list[bytes]) -> None:
-                rows = [RawBSONDocument(one) for one in documents]
+                rows = [RawBSONDocument(one, _RAW) for one in documents]
                 target.delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
                 for row in rows:
                     if "document" in row:
@@ -129,6 +137,8 @@ class Staging:
         ids = (row["_id"] for row in _bounded(target.find({}, {"_id": 1}), part))
         for some in batched(ids, _IDS):
             target.delete_many({"_id": {"$in": some}})
+        if _ends_before_the_last(part):
+            target.delete_one({"_id": bson.MaxKey()})
 
     def build_indexes(self, collection: CollectionBackup, *, expiring: bool) -> None:
         """Build the indexes that delete by time, or all others. Safe to repeat."""
@@ -204,7 +214,7 @@ class Staging:
 
         def take(documents: list[bytes]) -> None:
             for one in documents:
-                document = RawBSONDocument(one)
+                document = RawBSONDocument(one, _RAW)
                 if found or not _is_wanted(document, without, wanted):
                     continue
                 row = next(staged, None)
@@ -224,7 +234,7 @@ class Staging:
         wrong: list[Any] = []
 
         def take(documents: list[bytes]) -> None:
-            rows = [RawBSONDocument(one) for one in documents]
+            rows = [RawBSONDocument(one, _RAW) for one in documents]
             found = {
                 record_key(row["_id"]): row.raw
                 for row in self._rows(part.collection).find({"_id": {"$in": [row["_id"] for row in rows]}})
@@ -248,6 +258,15 @@ class Staging:
         wanted = {str(index["name"]): _spec(index) for index in collection.indexes}
         return sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
 
+    def wrong_options(self, collection: CollectionBackup) -> list[str]:
+        """Return the names of options, validator and level among them, that are not as they were backed up."""
+        name = self.name_of(collection.name)
+        with self._errors(f"looking at the options of {name}"):
+            rows = list(self.database.open_database().list_collections(filter={"name": name}))
+        there = dict(rows[0]["options"]) if rows else {}
+        wanted = collection.options
+        return sorted(one for one in there.keys() | wanted.keys() if there.get(one) != wanted.get(one))
+
     def count(self, collection: str) -> int:
         """Return how many documents are staged."""
         with self._errors(f"counting {self.name_of(collection)}"):
@@ -257,8 +276,7 @@ class Staging:
         with self._errors(f"comparing {part.name}"):
             size = max(1, part.raw_bytes // max(1, part.documents))
             yield from _bounded(self._rows(part.collection).find({}), part).batch_size(max(2, _READ_BYTES // size))
-            if part.lower is not None and part.upper is None:
-                # An index that is read from a bound on ends before the greatest key of all.
+            if _ends_before_the_last(part):
                 yield from self._rows(part.collection).find({"_id": bson.MaxKey()})
 
     def _rows(self, collection: str) -> MongoCollection[RawBSONDocument]:
@@ -278,7 +296,7 @@ def read_changed_ids(backup_id: str, part: Part, backups: BackupStore) -> frozen
         backup_id,
         part,
         backups,
-        lambda documents: found.update(record_key(bson.decode(one)["_id"]) for one in documents),
+        lambda documents: found.update(record_key(RawBSONDocument(one, _RAW)["_id"]) for one in documents),
     )
     return frozenset(found)
 
@@ -310,6 +328,11 @@ def _bounded(cursor: Cursor[RawBSONDocument], part: Part) -> Cursor[RawBSONDocum
     return cursor.sort("_id", 1)
 
 
+def _ends_before_the_last(part: Part) -> bool:
+    """Return whether a read of the part's range misses an end of it: from a bound on, it stops before MaxKey."""
+    return part.lower is not None and part.upper is None
+
+
 def _spec(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return an index as it is compared: the order of its keys counts, that of its options doesn't."""
     plain = {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
@@ -318,6 +341,14 @@ def _spec(index: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(order: Any) -> Any:
     return int(order) if isinstance(order, float) and order.is_integer() else order
+
+
+def _timeless_fields(document: RawBSONDocument) -> list[str]:
+    """Return the fields that the server would fill with the present when the document is inserted; an update doesn't.
+
+    The server's own option against that is not known to 6.0.
+    """
+    return [name for name, value in document.items() if value == _NO_TIME and name != "_id"]
 
 
 class _Load:
@@ -331,6 +362,7 @@ class _Load:
         self._wanted = wanted
         self._splitter = DocumentSplitter()
         self._batch: list[RawBSONDocument] = []
+        self._timeless: list[UpdateOne] = []
         self._bytes = 0
         self._documents = 0
         self._digest = sha256()
@@ -341,12 +373,15 @@ class _Load:
             self.add(one)
 
     def add(self, content: bytes) -> None:
-        document = RawBSONDocument(content)
+        document = RawBSONDocument(content, _RAW)
         if (self._without or self._wanted) and not _is_wanted(document, self._without, self._wanted):
             return
         self._documents += 1
         self._digest.update(content)
         self._batch.append(document)
+        # The cheap looks come first: hardly a document has such a field.
+        if _EIGHT_ZEROS in content and _NO_TIME_FIELD.search(content) and (fields := _timeless_fields(document)):
+            self._timeless.append(UpdateOne({"_id": document["_id"]}, {"$set": dict.fromkeys(fields, _NO_TIME)}))
         self._bytes += len(content)
         if self._bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_DOCUMENTS:
             self.flush()
@@ -356,6 +391,9 @@ class _Load:
             # What was stored once may be stored again, also what today's validator would refuse.
             self._target.insert_many(self._batch, ordered=False, bypass_document_validation=True)
             self._batch, self._bytes = [], 0
+        if self._timeless:
+            self._target.bulk_write(self._timeless, ordered=False, bypass_document_validation=True)
+            self._timeless = []
 
     def finish(self) -> Loaded:
         self._splitter.require_end()
@@ -368,6 +406,7 @@ class _Load:
 #: What restores did and are about: one record each, and one of every part that is loaded.
 BOOK = "ragrestores"
 _SEPARATOR = "/"
+_LOCK = "at work"
 #: MongoDB's longest name of a collection, its database's with it.
 _LONGEST_NAMESPACE_BYTES = 255
 
@@ -411,6 +450,36 @@ class RestoreBook:
         """Forget the parts: they are needed until the restore is done."""
         with self._errors("writing"):
             self._rows().delete_many({"restore": self.key})
+
+    # One restore at a time: of two, one would rename what the other has just put in place.
+
+    def holder(self) -> Record | None:
+        """Return who is at work in this database: ``workerId`` and when it last showed that, ``updatedAt``."""
+        with self._errors("reading"):
+            return self._rows().find_one({"_id": _LOCK, "workerId": {"$ne": None}})
+
+    def take(self, worker: str, *, instead_of: str | None) -> bool:
+        """Put down who is at work, if it still is who was seen there (None: nobody); return whether that is so."""
+        with self._errors("writing"):
+            try:
+                done = self._rows().update_one(
+                    {"_id": _LOCK, "workerId": instead_of},
+                    {"$set": {"workerId": worker}, "$currentDate": {"updatedAt": True}},
+                    upsert=True,
+                )
+            except mongo.DuplicateKeyError:
+                return False
+        return bool(done.matched_count or done.upserted_id)
+
+    def touch(self, worker: str) -> None:
+        """Show that this worker is still at work."""
+        with self._errors("writing"):
+            self._rows().update_one({"_id": _LOCK, "workerId": worker}, {"$currentDate": {"updatedAt": True}})
+
+    def leave(self, worker: str) -> None:
+        """Put down that this worker is no longer at work."""
+        with self._errors("writing"):
+            self._rows().update_one({"_id": _LOCK, "workerId": worker}, {"$set": {"workerId": None}})
 
     def _rows(self) -> MongoCollection[Record]:
         return self.database.open_database().get_collection(BOOK, write_concern=_DURABLE)
@@ -501,37 +570,51 @@ def merge_team(database: MongoDatabase, team: str, *, staged: str, live: str) ->
     removed = restored = left_out = 0
     with mongo_errors(f"restoring the team's documents of {live}", database.setting):
         opened = database.open_database()
-        rows: Any = opened.get_collection(live, write_concern=_DURABLE)
+        rows: Any = opened.get_collection(live, codec_options=_RAW, write_concern=_DURABLE)
         raw: Any = opened.get_collection(staged, codec_options=_RAW)
         for some in batched(rows.find({"teamId": ours}, {"_id": 1}), _IDS):
             ids = [row["_id"] for row in some]
-            stay = {record_key(row["_id"]) for row in opened[staged].find({"_id": {"$in": ids}}, {"_id": 1})}
+            stay = {record_key(row["_id"]) for row in raw.find({"_id": {"$in": ids}}, {"_id": 1})}
             gone = [one for one in ids if record_key(one) not in stay]
             if gone:
                 removed += rows.delete_many({"_id": {"$in": gone}, "teamId": ours}).deleted_count
         for some in batched(raw.find({}), _IDS):
-            names = [row["documentId"] for row in some if "documentId" in row]
-            same = {"$or": [{"_id": {"$in": [row["_id"] for row in some]}}, {"documentId": {"$in": names}}]}
-            taken_ids: set[bytes] = set()
-            taken_names: set[Any] = set()
-            for row in rows.find({**same, "teamId": {"$nin": _ids_of(team)}}, {"_id": 1, "documentId": 1}):
-                taken_ids.add(record_key(row["_id"]))
-                taken_names.add(row.get("documentId"))
-            free = [
-                row
-                for row in some
-                if record_key(row["_id"]) not in taken_ids
-                and ("documentId" not in row or row["documentId"] not in taken_names)
-            ]
-            left_out += len(some) - len(free)
-            restored += len(free)
-            if free:
-                rows.bulk_write(
-                    [ReplaceOne({"_id": row["_id"], "teamId": ours}, row, upsert=True) for row in free],
-                    ordered=False,
-                    bypass_document_validation=True,
+            taken = _replace(rows, some, ours)
+            there = {
+                record_key(row["_id"]): row.raw for row in rows.find({"_id": {"$in": [row["_id"] for row in some]}})
+            }
+            wrong = [row["_id"] for row in some if row not in taken and there.get(record_key(row["_id"])) != row.raw]
+            if wrong:
+                raise RestoreDiffersError(
+                    f"{live}: {len(wrong):,} of the team's documents are not as they were backed up, the first has the "
+                    f"_id {wrong[0]!r}: is another run writing them? Give the restore again"
                 )
+            left_out += len(taken)
+            restored += len(some) - len(taken)
     return Merged(removed, restored, left_out)
+
+
+def _replace(rows: Any, documents: list[RawBSONDocument], ours: Mapping[str, Any]) -> list[RawBSONDocument]:
+    """Replace the team's documents or insert them; return those whose ``_id`` or unique keys are another team's now."""
+    left = documents
+    while left:
+        try:
+            rows.bulk_write(
+                [ReplaceOne({"_id": row["_id"], "teamId": ours}, row, upsert=True) for row in left],
+                ordered=False,
+                bypass_document_validation=True,
+            )
+            return []
+        except mongo.BulkWriteError as error:
+            refused = error.details["writeErrors"]
+            if any(one["code"] != _DUPLICATE_KEY for one in refused):
+                raise
+            # What is in the way of one may itself be replaced in the same batch: until nothing moves any more.
+            still = [left[one["index"]] for one in refused]
+            if len(still) == len(left):
+                return still
+            left = still
+    return left
 
 
 def _ids_of(team: str) -> list[Any]:

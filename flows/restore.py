@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -37,7 +38,7 @@ from blocks.staging import (
 from blocks.vector_store import VectorStore
 from flows.blocks import load_backups, load_source, load_vectors
 from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
-from flows.jobs import is_alive
+from flows.jobs import is_alive, worker_id
 from flows.parameters import ObjectIdText, Retries
 from flows.parts import DEFAULT_PARTS_IN_FLIGHT, PartsInFlight, each
 from flows.progress import Progress, duration
@@ -51,15 +52,17 @@ from tasks.domain.backups import (
     newest_good,
 )
 from tasks.domain.collections import AGGREGATES, DEAD_LETTERS, STATS, VECTORS
-from tasks.domain.errors import InputError, WorkTakenError
+from tasks.domain.errors import InputError, PipelineError, WorkTakenError
 from tasks.policy import DEFAULT_RETRIES
 from tasks.restore import build_indexes, restore_changes, restore_part
 
 #: Collections whose documents name their team; those of other generations have the same names and more.
 _OF_TEAMS = (VECTORS, DEAD_LETTERS, AGGREGATES, STATS)
 _LONGEST_STEM = 24
-#: ``loading`` and ``staged`` touch nothing that is live; ``swapping`` goes on when the restore is given again.
-_State = Literal["loading", "staged", "swapping", "done", "undone", "dropped"]
+#: ``loading``, ``compared`` and ``staged`` touch nothing that is live; ``swapping`` goes on when it is given again.
+_State = Literal["loading", "compared", "staged", "swapping", "done", "undone", "dropped"]
+_HEARTBEAT_S = 30.0
+_at_work_here: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,8 @@ def restore(
     if swap and said.get("state") != "swapping":
         _require_may_swap(vectors, manifest, wanted, overwrite)
     state: _State | None = said.get("state")
+    if swap and team is not None and state != "swapping":
+        wanted = _of_live(vectors, wanted, team)
     if swap and state == "done":
         raise InputError(
             f"the backup {manifest.id} was put in place already, on {said['done_at']:%Y-%m-%d %H:%M} UTC. To do it "
@@ -158,30 +163,39 @@ def restore(
         )
     if state == "done":
         raise InputError(
-            f"the backup {manifest.id} lies in {staging.database.database} already: use it, drop that database, or name "
-            "another one with `into`"
+            f"the backup {manifest.id} lies in {staging.database.database} already: use it, drop that database, or "
+            "name another one with `into`"
         )
-    if state not in ("staged", "swapping"):
+    if state is None or state in ("undone", "dropped", "loading"):
         _require_free(staging, book, wanted, swap=swap)
-        book.write(
-            backup=manifest.id,
-            state="loading",
-            team=team,
-            prefix=staging.prefix,
-            collections=[one.name for one in wanted],
-            began_at=vectors.read_time(),
-        )
-        resumed, counts = _load(manifest, wanted, staging, book, backups, team, parts_in_flight, retries)
-        book.write(state="staged", counts=counts, resumed=resumed)
-    else:
-        resumed, counts = int(said.get("resumed", 0)), dict(said["counts"])
+    untouched = _untouched(vectors, manifest) if swap else []
     kept: list[str] = []
     merged: dict[str, dict[str, int]] = {}
-    if swap:
-        _require_idle(vectors)
-        kept, merged = _put_in_place(vectors, staging, book, [one.name for one in wanted], team)
-    book.write(state="done", done_at=vectors.read_time(), kept=kept)
-    book.forget_parts()
+    with _at_work(staging.database, vectors):
+        if (book.read() or {}).get("state") != state:
+            raise WorkTakenError("another restore of the same is at work, or was just now: look at it first")
+        if state not in ("compared", "staged", "swapping"):
+            book.write(
+                backup=manifest.id,
+                state="loading",
+                team=team,
+                prefix=staging.prefix,
+                collections=[one.name for one in wanted],
+                began_at=vectors.read_time(),
+            )
+            resumed, counts = _load(manifest, wanted, staging, book, backups, team, parts_in_flight, retries)
+            book.write(state="compared", counts=counts, resumed=resumed)
+            state = "compared"
+        else:
+            resumed, counts = int(said.get("resumed", 0)), dict(said["counts"])
+        if state == "compared":
+            _let_expire(wanted, staging, team, retries)
+            book.write(state="staged")
+        if swap:
+            _require_idle(vectors)
+            kept, merged = _put_in_place(vectors, staging, book, list(counts), team)
+        book.write(state="done", done_at=vectors.read_time(), kept=kept)
+        book.forget_parts()
     report = RestoreReport(
         backup=manifest.id,
         taken=manifest.taken,
@@ -191,7 +205,7 @@ def restore(
         documents=sum(counts.values()),
         collections=counts,
         kept=kept,
-        untouched=_untouched(vectors, manifest) if swap else [],
+        untouched=untouched,
         merged=merged,
         resumed_parts=resumed,
         seconds=round(time.monotonic() - began, 1),
@@ -220,24 +234,36 @@ def undo_restore(
     _require_idle(vectors)
     found = _last_in_place(vectors, backup)
     book = RestoreBook(vectors, str(found["_id"]))
-    if found["team"] is not None:
+    with _at_work(vectors, vectors):
         for name in found["collections"]:
-            kept = _kept_name(book.key, name)
-            if kept in list_collections(vectors):
-                merge_team(vectors, found["team"], staged=kept, live=name)
-    else:
-        there = list_collections(vectors)
-        before = set(found["kept"]) if "kept" in found else there
-        for name in found["collections"]:
-            kept, aside = _kept_name(book.key, name), f"undone_{_short(book.key)}_{name}"
-            if kept in before:
-                put_in_place(vectors, staged=kept, live=name, kept=aside)
-            elif aside not in there:  # there was none before
-                put_in_place(vectors, staged=name, live=aside, kept=aside)
-    book.write(state="undone", undone_at=vectors.read_time())
+            if found["team"] is not None:
+                _bring_team_back(vectors, book, found, name)
+            else:
+                _bring_back(vectors, book, found, name)
+        book.write(state="undone", undone_at=vectors.read_time())
     words = f"what was live before {found['backup']} was put in place is live again"
     get_run_logger().info(words)
     return Completed(message=words, data={"backup": found["backup"], "collections": found["collections"]})
+
+
+def _bring_back(vectors: VectorStore, book: RestoreBook, found: Mapping[str, Any], name: str) -> None:
+    there = list_collections(vectors)
+    kept, aside = _kept_name(book.key, name), _aside_name(book.key, name)
+    if kept in there:
+        put_in_place(vectors, staged=kept, live=name, kept=aside)
+    elif f"{found['prefix']}{name}" not in there and name not in found["were_live"]:
+        # There was none before. (Where it is staged still, the restore was killed before it came to this one.)
+        put_in_place(vectors, staged=name, live=aside, kept=aside)
+
+
+def _bring_team_back(vectors: VectorStore, book: RestoreBook, found: Mapping[str, Any], name: str) -> None:
+    kept, aside = _kept_name(book.key, name), _aside_name(book.key, name)
+    if kept in list_collections(vectors):
+        if name not in found.get("set_aside", []):
+            keep_team(vectors, found["team"], live=name, kept=aside)
+            found.setdefault("set_aside", []).append(name)  # type: ignore[attr-defined]
+            book.write(set_aside=found["set_aside"])
+        merge_team(vectors, found["team"], staged=kept, live=name)
 
 
 def drop_kept(vectors: VectorStore, *, backup: str | None = None) -> list[str]:
@@ -245,6 +271,11 @@ def drop_kept(vectors: VectorStore, *, backup: str | None = None) -> list[str]:
 
     ``backup``: only of the restore of this one. Staging of restores that did not end goes too. Needs no Prefect server.
     """
+    with _at_work(vectors, vectors):
+        return _drop_kept(vectors, backup)
+
+
+def _drop_kept(vectors: VectorStore, backup: str | None) -> list[str]:
     there = list_collections(vectors)
     dropped: list[str] = []
     for record in RestoreBook(vectors, "").others():
@@ -292,8 +323,8 @@ def _choose(backups: BackupStore, name: str, accept_unverified: bool) -> BackupM
         )
     if found.state == "unverified" and not (accept_unverified and name == found.id):
         raise InputError(
-            f"the backup {found.id} was never read back: `cryptique-rag verify {found.id}` proves it, or accept_unverified "
-            "takes it as it is"
+            f"the backup {found.id} was never read back: `cryptique-rag verify {found.id}` proves it, or "
+            "accept_unverified takes it as it is"
         )
     return found.manifest
 
@@ -344,6 +375,10 @@ def _staged_prefix(key: str) -> str:
     return f"restoring_{_short(key)}_"
 
 
+def _aside_name(key: str, collection: str) -> str:
+    return f"undone_{_short(key)}_{collection}"
+
+
 def _kept_name(key: str, collection: str) -> str:
     return f"before_{_short(key)}_{collection}"
 
@@ -385,8 +420,8 @@ def _require_may_swap(
     in_use = [one.name for one in wanted if holds_documents(vectors, one.name)]
     if in_use and overwrite != vectors.database:
         raise InputError(
-            f"{', '.join(in_use)} of {vectors.database} hold documents: to replace them by those of {manifest.id}, give "
-            f"`overwrite` the database's name, {vectors.database}"
+            f"{', '.join(in_use)} of {vectors.database} hold documents: to replace them by those of {manifest.id}, "
+            f"give `overwrite` the database's name, {vectors.database}"
         )
     _require_idle(vectors)
 
@@ -454,17 +489,24 @@ def _load(
         if there != expected:
             raise RestoreDiffersError(
                 f"{collection.name} has {there:,} documents in staging, {expected:,} were backed up; nothing live was "
-                "touched. Drop the staging and restore again"
+                "touched. Drop the staging (its database, or `cryptique-rag restore --drop-kept`) and restore again"
             )
         index.submit(whole(collection), whole(staging), expiring=False).result()
-    for collection in wanted:
-        # Those that delete by time come last, when everything was compared: they begin at once.
-        index.submit(whole(collection), whole(staging), expiring=True).result()
-        wrong = staging.wrong_indexes(collection)
-        if wrong:
-            raise RestoreDiffersError(f"indexes of {collection.name} are not as they were: {', '.join(wrong)}")
     announcer.finish()
     return resumed, counts
+
+
+def _let_expire(wanted: Sequence[CollectionBackup], staging: Staging, team: str | None, retries: int) -> None:
+    """Build the indexes that delete by time, last, when everything was compared: they begin at once."""
+    index = build_indexes.with_options(retries=retries)
+    for collection in wanted:
+        index.submit(whole(collection), whole(staging), expiring=True).result()
+        wrong = staging.wrong_indexes(collection) + staging.wrong_options(collection)
+        if wrong:
+            raise RestoreDiffersError(
+                f"indexes or options of {collection.name} are not as they were: {', '.join(wrong)}. Nothing live was "
+                "touched"
+            )
 
 
 def _put_in_place(
@@ -473,17 +515,16 @@ def _put_in_place(
     """Make what is staged live; return the names of what was live before, and what a team's merge did."""
     merged: dict[str, dict[str, int]] = {}
     if team is not None:
-        there = list_collections(vectors)
         if (book.read() or {}).get("state") != "swapping":
             for name in names:
-                if name in there:
-                    keep_team(vectors, team, live=name, kept=_kept_name(book.key, name))
-        book.write(state="swapping")
+                keep_team(vectors, team, live=name, kept=_kept_name(book.key, name))
+            book.write(state="swapping", were_live=list(names), set_aside=[])
         for name in names:
             merged[name] = asdict(merge_team(vectors, team, staged=staging.name_of(name), live=name))
         drop_collections(vectors, [staging.name_of(name) for name in names])
     else:
-        book.write(state="swapping")
+        if (book.read() or {}).get("state") != "swapping":
+            book.write(state="swapping", were_live=sorted(list_collections(vectors) & set(names)))
         for name in names:
             put_in_place(vectors, staged=staging.name_of(name), live=name, kept=_kept_name(book.key, name))
     start = f"before_{_short(book.key)}_"
@@ -504,9 +545,58 @@ def _last_in_place(vectors: VectorStore, backup: str | None) -> Mapping[str, Any
 
 
 def _untouched(vectors: VectorStore, manifest: BackupManifest) -> list[str]:
-    """Return collections of ours that are live and that the backup doesn't hold: made later."""
+    """Return collections of ours that are live and that the backup doesn't hold: made later, of newer generations too.
+
+    Told before the restore, which may bring back a book that doesn't know those.
+    """
     held = {one.name for one in manifest.store.collections}
     return sorted((vectors.all_collections() & list_collections(vectors)) - held)
+
+
+def _of_live(vectors: VectorStore, wanted: Sequence[CollectionBackup], team: str) -> list[CollectionBackup]:
+    """Return those whose collection is live: a team is given back its documents, not made a store of its own."""
+    there = list_collections(vectors)
+    found = [one for one in wanted if one.name in there]
+    if not found:
+        raise InputError(f"the store has no collection to give team {team} its documents back in: restore all of it")
+    return found
+
+
+@contextmanager
+def _at_work(database: MongoDatabase, vectors: VectorStore) -> Iterator[None]:
+    """Hold the database's restores: one is at work at a time. Raises ``WorkTakenError`` while another one is."""
+    book, worker = RestoreBook(database, ""), worker_id() or ""
+    place = (database.uri.get_secret_value(), database.database)
+    holder = book.holder()
+    taken = WorkTakenError(f"another restore is at work in {database.database}: wait for its end, or cancel it")
+    if holder is not None:
+        alive = (
+            place in _at_work_here
+            if holder["workerId"] == worker
+            else is_alive({**holder, "jobId": BOOK}, now=vectors.read_time())
+        )
+        if alive:
+            raise taken
+    if not book.take(worker, instead_of=None if holder is None else str(holder["workerId"])):
+        raise taken
+    stopped = threading.Event()
+
+    def beat() -> None:
+        while not stopped.wait(_HEARTBEAT_S):
+            with suppress(PipelineError):
+                book.touch(worker)
+
+    thread = threading.Thread(target=beat, name="heartbeat of a restore", daemon=True)
+    thread.start()
+    _at_work_here.add(place)
+    try:
+        yield
+    finally:
+        _at_work_here.discard(place)
+        stopped.set()
+        thread.join()
+        with suppress(PipelineError):
+            book.leave(worker)
 
 
 # -- what is told ---------------------------------------------------------------------------------------------
@@ -520,6 +610,7 @@ def _next_steps(*, swap: bool, whole_store: bool, database: str) -> list[str]:
         ]
     steps = []
     if whole_store:
+        steps.append("`cryptique-rag initialise`: what this release expects of validators, indexes and search")
         steps.append(
             "`cryptique-rag ingest` goes on from the backup's moment: start it, then `cryptique-rag reconcile`"
         )
