@@ -34,6 +34,7 @@ from tasks.domain.backups import (
     Verification,
 )
 from tasks.domain.errors import InputError, TerminalError, TransientError
+from tests.chaos.disk import UNSHARE, may_mount
 from tests.contracts.test_s3 import changed, spoiled
 
 ID, OTHER = "20260102T030405Z-abcd", "20260103T030405Z-abcd"
@@ -269,3 +270,35 @@ def test_a_locked_backup_is_neither_hidden_nor_half_deleted(bucket: S3Bucket) ->
     left = client.list_object_versions(Bucket=name)
     assert (left.get("Versions", []), left.get("DeleteMarkers", [])) == ([], [])
     locked.close()
+
+
+_FULL = """
+import os, subprocess, sys
+from pathlib import Path
+from blocks.backups import BackupStore
+from tasks.domain.errors import TerminalError
+folder = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True)
+store = BackupStore(folder=folder)
+try:
+    store.write_part(sys.argv[2], "store/things/00000.bson.zst", (os.urandom(1 << 20) for _ in range(20)))
+except TerminalError as error:
+    print(error)
+print([path.name for path in folder.rglob("*") if path.is_file()])
+"""
+
+
+def test_a_full_disk_is_a_persons_task_and_leaves_no_part(tmp_path: Path) -> None:
+    if not may_mount(tmp_path):
+        pytest.skip("this machine lets nobody mount a small disk")
+    ran = subprocess.run(
+        [*UNSHARE, sys.executable, "-c", _FULL, str(tmp_path), ID],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    words, left = ran.stdout.splitlines()
+    assert "No space left" in words
+    assert "CRYPTIQUE_BACKUPS" in words
+    assert left == "[]"

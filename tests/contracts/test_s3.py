@@ -21,12 +21,17 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from blocks import s3 as s3_module
 from blocks.object_store import ObjectDamagedError
 from blocks.s3 import S3Bucket
 from deployments.embedded import S3Server, _free_port, embedded_s3, stop_local_servers
 from tasks.domain.errors import PipelineError, TerminalError, TransientError
 
 CONTENT = bytes(range(256)) * 4_000
+#: Larger than one piece.
+LARGE = bytes(range(256)) * 40_000
+#: What is wrong, by its name or as a status; with a number: so many times.
+Fault = str | int | tuple[int, int]
 
 
 def changed(bucket: S3Bucket, /, **changes: Any) -> S3Bucket:
@@ -280,6 +285,13 @@ class _Between(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if fault == "no upload" and self.command == "POST":
+            page = b"<Error><Code>NoSuchUpload</Code><Message>gone</Message></Error>"
+            self.send_response(404)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+            return
         if fault == "hang":
             self.server.released.wait(60)
             self.close_connection = True
@@ -293,19 +305,32 @@ class _Between(BaseHTTPRequestHandler):
             return
         if fault == "spoil up" and body:
             body = bytes([body[0] ^ 1]) + body[1:]
+        if isinstance(fault, tuple) and self.server.seen <= fault[1]:
+            self.send_response(fault[0])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         connection = http.client.HTTPConnection(*self.server.behind)
         # The address that was signed stays the one that is asked for.
         connection.request(self.command, self.path, body or None, dict(self.headers))
         answer = connection.getresponse()
         content = answer.read()
+        if fault == "lost answer" and self.command == "POST" and "uploadId" in self.path:
+            self.server.fault = "no upload"
+            self.close_connection = True
+            return
         if fault == "spoil down" and content:
             content = bytes([content[0] ^ 1]) + content[1:]
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("content-length", "connection", "transfer-encoding", "date"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        length = answer.getheader("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+        self.send_header("Content-Length", length)
         self.end_headers()
+        if fault == "cut once":
+            self.server.fault = ""
+            fault = "cut"
         if fault == "cut":
             content = content[: len(content) // 2]
             self.close_connection = True
@@ -323,7 +348,7 @@ class _Spoiler(ThreadingHTTPServer):
     daemon_threads = True
     seen = 0
 
-    def __init__(self, endpoint: str, fault: str | int) -> None:
+    def __init__(self, endpoint: str, fault: Fault) -> None:
         host, port = endpoint.removeprefix("http://").split(":")
         self.behind = (host, int(port))
         self.fault = fault
@@ -335,7 +360,7 @@ class _Spoiler(ThreadingHTTPServer):
 
 
 @contextmanager
-def spoiled(bucket: S3Bucket, fault: str | int, **changes: Any) -> Iterator[tuple[S3Bucket, _Spoiler]]:
+def spoiled(bucket: S3Bucket, fault: Fault, **changes: Any) -> Iterator[tuple[S3Bucket, _Spoiler]]:
     assert bucket.endpoint is not None
     with _Spoiler(bucket.endpoint, fault) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -423,6 +448,122 @@ def test_something_that_speaks_no_http_is_an_error_of_ours(bucket: S3Bucket) -> 
         finally:
             server.shutdown()
             thread.join()
+
+
+# objects in pieces
+
+
+def sent(bucket: S3Bucket, content: bytes = LARGE) -> None:
+    with bucket.writing("name") as sink:
+        sink.write(content)
+
+
+def test_a_large_object_goes_up_in_pieces_and_comes_back(bucket: S3Bucket) -> None:
+    sent(bucket)
+    blocks = bucket.stream("name")
+    assert blocks is not None
+    assert b"".join(blocks) == LARGE
+    assert bucket.unfinished_uploads() == []
+
+
+def test_pieces_grow_so_that_any_object_has_room_in_ten_thousand(
+    bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sum(s3_module._piece_bytes(number) for number in range(10_000)) > 800 << 30
+    assert s3_module._piece_bytes(9_999) == 128 << 20
+    monkeypatch.setattr(s3_module, "_PIECES_OF_A_SIZE", 1)
+    sent(bucket, LARGE * 3)
+    assert bucket.get("name") == LARGE * 3
+
+
+def test_an_upload_whose_last_answer_was_lost_is_proved_by_a_look_at_the_object(bucket: S3Bucket) -> None:
+    with spoiled(bucket, "lost answer") as (through, server):
+        sent(through)
+        assert server.fault == "no upload"
+    assert bucket.get("name") == LARGE
+
+
+def test_an_upload_that_was_given_up_meanwhile_is_for_the_retry(bucket: S3Bucket) -> None:
+    def send() -> None:
+        with bucket.writing("name") as sink:
+            sink.write(LARGE)
+            for upload in bucket.unfinished_uploads():
+                bucket.abort_upload(upload)
+
+    with pytest.raises(TransientError, match="given up"):
+        send()
+    assert bucket.get("name") is None
+
+
+def test_pieces_that_are_spoiled_on_their_way_are_refused_and_nothing_is_left(bucket: S3Bucket) -> None:
+    with spoiled(bucket, "spoil up") as (through, _), pytest.raises(PipelineError):
+        sent(through)
+    assert bucket.get("name") is None
+
+
+def test_a_storm_that_ends_is_outlived(bucket: S3Bucket) -> None:
+    with spoiled(bucket, (503, 2), attempts=4) as (through, server):
+        sent(through)
+        assert server.seen > 2
+    assert bucket.get("name") == LARGE
+
+
+def test_a_reading_that_is_cut_goes_on_where_it_was(bucket: S3Bucket) -> None:
+    bucket.put("name", LARGE)
+    with spoiled(bucket, "cut once") as (through, server):
+        blocks = through.stream("name")
+        assert blocks is not None
+        assert b"".join(blocks) == LARGE
+        assert server.seen == 2
+
+
+@pytest.mark.parametrize(("what", "words"), [("replaced", "replaced"), ("deleted", "deleted")])
+def test_an_object_that_changes_while_it_is_read_is_not_patched_together(
+    bucket: S3Bucket, what: str, words: str
+) -> None:
+    bucket.put("name", LARGE)
+    with spoiled(bucket, "cut once") as (through, _):
+        blocks = through.stream("name")
+        assert blocks is not None
+        next(blocks)
+        if what == "replaced":
+            bucket.put("name", LARGE[::-1])
+        else:
+            bucket.delete_objects(["name"])
+        with pytest.raises(ObjectDamagedError, match=words):
+            list(blocks)
+
+
+# how the server keeps what is written
+
+
+def test_what_is_written_is_encrypted_and_of_the_class_that_was_asked_for(bucket: S3Bucket) -> None:
+    asking = changed(bucket, encryption="AES256", storage_class="STANDARD_IA")
+    asking.put("small", CONTENT)
+    asking.put_if_absent("absent", CONTENT)
+    sent(asking)
+    for name in ("small", "absent", "name"):
+        told = bucket._head(name)
+        assert told is not None
+        assert (told["ServerSideEncryption"], told.get("StorageClass")) == ("AES256", "STANDARD_IA")
+    assert bucket.get("name") == LARGE
+
+
+def test_a_server_that_does_not_encrypt_as_asked_is_a_persons_task_and_keeps_nothing(bucket: S3Bucket) -> None:
+    asking = changed(bucket, encryption="aws:kms:dsse", kms_key_id="key")
+    for call in (lambda: asking.put("name", CONTENT), lambda: sent(asking)):
+        with pytest.raises(TerminalError, match="CRYPTIQUE_BACKUP_ENCRYPTION"):
+            call()
+        assert bucket.get("name") is None
+
+
+def test_a_storage_class_that_is_not_there_is_a_persons_task(bucket: S3Bucket) -> None:
+    with pytest.raises(TerminalError, match="CRYPTIQUE_BACKUP_STORAGE_CLASS"):
+        changed(bucket, storage_class="NONSENSE").put("name", CONTENT)
+    with pytest.raises(ValidationError, match="read back"):
+        changed(bucket, storage_class="DEEP_ARCHIVE")
+    with pytest.raises(ValidationError, match="kms_key_id"):
+        changed(bucket, kms_key_id="key")
 
 
 # secrets
