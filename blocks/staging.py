@@ -142,8 +142,10 @@ class Staging:
 
     def build_indexes(self, collection: CollectionBackup, *, expiring: bool) -> None:
         """Build the indexes that delete by time, or all others. Safe to repeat."""
+        # An index without a collation would get the collection's, if that has one.
+        plain = {"collation": {"locale": "simple"}} if "collation" in collection.options else {}
         specs = [
-            {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+            plain | {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
             for index in collection.indexes
             if index["name"] != _PRIMARY_INDEX and ("expireAfterSeconds" in index) is expiring
         ]
