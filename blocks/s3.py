@@ -73,6 +73,7 @@ _PASSING_CODES = frozenset(
         "ConditionalRequestConflict",
     }
 )
+_DENIALS = frozenset({"AccessDenied", "MethodNotAllowed", "NotImplemented"})
 _KEYS = "CRYPTIQUE_S3_ACCESS_KEY and CRYPTIQUE_S3_SECRET_KEY"
 #: How the server encrypts: with its own key, with one of the key management service, or twice with that.
 Encryption = Literal["AES256", "aws:kms", "aws:kms:dsse"]
@@ -80,8 +81,8 @@ Encryption = Literal["AES256", "aws:kms", "aws:kms:dsse"]
 _ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 
-class _DeniedError(TerminalError):
-    """The keys may not do this, or the server can't."""
+class _DeniedError(Exception):
+    """The keys may not do this, or the server can't; the caller knows another way."""
 
 
 class _GoneError(TransientError):
@@ -316,13 +317,16 @@ class S3Bucket(Block):
         """Delete objects, a thousand a request. Safe to repeat. A bucket with versions hides them and keeps them."""
         self._delete({"Key": self._key(name)} for name in names)
 
-    def _delete(self, keys: Iterable[Mapping[str, str]]) -> None:
-        with self._errors("deleting"):
+    def _delete(self, keys: Iterable[Mapping[str, str]], *, else_denied: bool = False) -> None:
+        with self._errors("deleting", else_denied=else_denied):
             for some in batched(keys, _MAX_KEYS_PER_DELETE):
                 answer = self._open().delete_objects(Bucket=self.bucket, Delete={"Objects": some, "Quiet": True})
                 refused = answer.get("Errors", ())
                 if refused:
-                    raise self._refusal(str(refused[0].get("Code")), 0, str(refused[0].get("Message")), "deleting")
+                    code = str(refused[0].get("Code"))
+                    if else_denied and code in _DENIALS:
+                        raise _DeniedError
+                    raise self._refusal(code, 0, str(refused[0].get("Message")), "deleting")
 
     def delete_under(self, prefix: str) -> None:
         """Delete all objects whose name begins so. Safe to repeat."""
@@ -339,11 +343,9 @@ class S3Bucket(Block):
         names = [found.name for found in self.list_objects(prefix)]
         if not names:
             return
-        names.sort(key=lambda name: name not in first)
         if self._has_versions(names):
             versions = self._versions(prefix)
             self._require_unlocked(prefix, versions or [_Version(name) for name in names])
-            versions.sort(key=lambda version: version.name not in first)
             try:
                 self._delete_in_turn(versions, first)
             except _DeniedError:
@@ -355,7 +357,8 @@ class S3Bucket(Block):
 
     def _delete_in_turn(self, versions: Sequence[_Version], first: Sequence[str]) -> None:
         for now in (True, False):
-            self._delete(version.key(self) for version in versions if (version.name in first) is now)
+            keys = [version.key(self) for version in versions if (version.name in first) is now]
+            self._delete(keys, else_denied=any("VersionId" in key for key in keys))
 
     def require_unlocked(self, prefix: str) -> None:
         """Raise ``ObjectsLockedError`` if an object whose name begins so, or an older version of one, is locked.
@@ -390,7 +393,7 @@ class S3Bucket(Block):
         """Return every version of the objects whose name begins so; nothing where the keys may not list them."""
         skipped = len(self._key(""))
         try:
-            with self._errors("listing versions"):
+            with self._errors("listing versions", else_denied=True):
                 pages = self._open().get_paginator("list_object_versions")
                 return [
                     _Version(one["Key"][skipped:], one["VersionId"], kind == "DeleteMarkers")
@@ -477,7 +480,7 @@ class S3Bucket(Block):
         """
         client, skipped = self._open(), len(self._key(""))
         try:
-            with self._errors("listing uploads"):
+            with self._errors("listing uploads", else_denied=True):
                 pages = client.get_paginator("list_multipart_uploads").paginate(
                     Bucket=self.bucket, Prefix=self._key(prefix)
                 )
@@ -488,7 +491,7 @@ class S3Bucket(Block):
         for one in begun:
             written = one["Initiated"].timestamp()
             try:
-                with self._errors("listing pieces"):
+                with self._errors("listing pieces", else_denied=True):
                     for page in client.get_paginator("list_parts").paginate(
                         Bucket=self.bucket, Key=one["Key"], UploadId=one["UploadId"]
                     ):
@@ -647,14 +650,16 @@ class S3Bucket(Block):
             raise
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        """Turn boto3's errors into ours; none of them says a key."""
+    def _errors(self, doing: str, *, else_denied: bool = False) -> Iterator[None]:
+        """Turn boto3's errors into ours; none of them says a key. With ``else_denied`` a denial is ``_DeniedError``."""
         import botocore.exceptions as boto
 
         try:
             yield
         except boto.ClientError as error:
             detail = error.response.get("Error", {})
+            if else_denied and _status(error) in (_FORBIDDEN, _NOT_ALLOWED, _NOT_IMPLEMENTED):
+                raise _DeniedError from None
             raise self._refusal(
                 str(detail.get("Code")), _status(error), str(detail.get("Message", "")), doing
             ) from None
@@ -717,7 +722,7 @@ class S3Bucket(Block):
             )
         if status in (_UNAUTHORIZED, _FORBIDDEN) or code == "AccessDenied":
             key = ", and use the key that encrypts" if self.encryption not in (None, "AES256") else ""
-            return _DeniedError(
+            return TerminalError(
                 f"{place} refuses {doing} ({code}): check {_KEYS}, and that they may list, read, write and delete "
                 f"there{key}"
             )
@@ -732,8 +737,7 @@ class S3Bucket(Block):
             # There are servers to which a key service that isn't set up is a failure of their own.
             hint = f"; if it stays so, can it encrypt with {self.encryption}?" if self.encryption else ""
             return TransientError(f"{place} failed while {doing}: {code}{hint}")
-        words = f"{place} refused {doing}: {code} {message[:200]}".rstrip()
-        return _DeniedError(words) if status in (_NOT_ALLOWED, _NOT_IMPLEMENTED) else TerminalError(words)
+        return TerminalError(f"{place} refused {doing}: {code} {message[:200]}".rstrip())
 
 
 class _Upload:

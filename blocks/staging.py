@@ -12,24 +12,31 @@ from typing import Any, ClassVar, cast
 import bson
 from bson import ObjectId
 from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
-from pymongo import ReplaceOne, UpdateOne, WriteConcern
+from pymongo import ReadPreference, ReplaceOne, UpdateOne, WriteConcern
 from pymongo import errors as mongo
 from pymongo.collection import Collection as MongoCollection
 from pymongo.cursor import Cursor
 
 from blocks.backups import BackupStore
 from blocks.mongo import MongoDatabase, Record, mongo_errors
-from tasks.domain.backups import CollectionBackup, Part
+from tasks.domain.backups import BackupDamagedError, CollectionBackup, Part
 from tasks.domain.batches import batched
 from tasks.domain.bson_documents import DocumentSplitter
 from tasks.domain.dead_letters import record_key
 from tasks.domain.errors import TerminalError
 
-#: An id may be a date beyond the year 9999.
+#: A document is decoded as far as its fields where one of them is asked for: dates that Python has no word for, and
+#: text that is none, may be among them.
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(
-    document_class=RawBSONDocument, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+    document_class=RawBSONDocument,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
+)
+_PLAIN: CodecOptions[Mapping[str, Any]] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
 )
 _DURABLE = WriteConcern(w="majority", j=True)
 _BATCH_BYTES, _BATCH_DOCUMENTS = 4 << 20, 1_000
@@ -37,13 +44,13 @@ _READ_BYTES = 2 << 20
 _IDS = 500
 _PRIMARY_INDEX = "_id_"
 _NAMESPACE_EXISTS, _DUPLICATE_KEY = 48, 11000
-#: A timestamp that is all zeros: as a document's own field, and its bytes.
-_NO_TIME, _EIGHT_ZEROS = Timestamp(0, 0), b"\x00" * 8
-_NO_TIME_FIELD = re.compile(rb"\x11[^\x00]*\x00\x00{8}")
 #: A writer may make the live collection anew between two renames, but not for ever.
 _RENAMES = 5
 #: What listIndexes says of an index beyond what createIndexes takes.
 _NOT_AN_OPTION = frozenset({"ns"})
+_SIMPLE = {"locale": "simple"}
+_TIMESTAMP = b"\x11"
+_ZEROS = re.compile(rb"\x00{9,}")
 
 #: Which documents of a backup are wanted; None: all.
 Wanted = Callable[[RawBSONDocument], bool]
@@ -88,7 +95,7 @@ class Staging:
             opened = self.database.open_database()
             name = self.name_of(collection.name)
             if name not in opened.list_collection_names(filter={"name": name}):
-                opened.command({"create": name, **collection.options})
+                opened.command({"create": name, **_creatable(collection.options)})
 
     def drop(self, collection: str) -> None:
         """Drop a staged collection, if it is there."""
@@ -123,7 +130,7 @@ class Staging:
             load = _Load(target, (), wanted)
 
             def take(documents: list[bytes]) -> None:
-                rows = [RawBSONDocument(one, _RAW) for one in documents]
+                rows = [_opened(one) for one in documents]
                 target.delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
                 for row in rows:
                     if "document" in row:
@@ -142,18 +149,19 @@ class Staging:
 
     def build_indexes(self, collection: CollectionBackup, *, expiring: bool) -> None:
         """Build the indexes that delete by time, or all others. Safe to repeat."""
-        # An index without a collation would get the collection's, if that has one.
-        plain = {"collation": {"locale": "simple"}} if "collation" in collection.options else {}
+        name = self.name_of(collection.name)
         specs = [
-            plain | {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+            _creatable_index(index, collection.options)
             for index in collection.indexes
-            if index["name"] != _PRIMARY_INDEX and ("expireAfterSeconds" in index) is expiring
+            if _is_secondary(index) and ("expireAfterSeconds" in index) is expiring
         ]
-        if specs:
-            with self._errors(f"building the indexes of {self.name_of(collection.name)}"):
+        with self._errors(f"building the indexes of {name}"):
+            if expiring and (seconds := collection.options.get("expireAfterSeconds")) is not None:
+                self.database.open_database().command({"collMod": name, "expireAfterSeconds": seconds})
+            if specs:
                 self.database.open_database().command(
                     {
-                        "createIndexes": self.name_of(collection.name),
+                        "createIndexes": name,
                         "indexes": specs,
                         "writeConcern": {"w": "majority"},
                     }
@@ -216,7 +224,7 @@ class Staging:
 
         def take(documents: list[bytes]) -> None:
             for one in documents:
-                document = RawBSONDocument(one, _RAW)
+                document = _opened(one)
                 if found or not _is_wanted(document, without, wanted):
                     continue
                 row = next(staged, None)
@@ -236,7 +244,7 @@ class Staging:
         wrong: list[Any] = []
 
         def take(documents: list[bytes]) -> None:
-            rows = [RawBSONDocument(one, _RAW) for one in documents]
+            rows = [_opened(one) for one in documents]
             found = {
                 record_key(row["_id"]): row.raw
                 for row in self._rows(part.collection).find({"_id": {"$in": [row["_id"] for row in rows]}})
@@ -265,8 +273,8 @@ class Staging:
         name = self.name_of(collection.name)
         with self._errors(f"looking at the options of {name}"):
             rows = list(self.database.open_database().list_collections(filter={"name": name}))
-        there = dict(rows[0]["options"]) if rows else {}
-        wanted = collection.options
+        there = _comparable(rows[0]["options"]) if rows else {}
+        wanted = _comparable(collection.options)
         return sorted(one for one in there.keys() | wanted.keys() if there.get(one) != wanted.get(one))
 
     def count(self, collection: str) -> int:
@@ -283,7 +291,11 @@ class Staging:
 
     def _rows(self, collection: str) -> MongoCollection[RawBSONDocument]:
         rows: Any = self.database.open_database().get_collection(
-            self.name_of(collection), codec_options=_RAW, write_concern=_DURABLE
+            self.name_of(collection),
+            codec_options=_RAW,
+            write_concern=_DURABLE,
+            # Whatever the URI prefers: what was just written may not be on another member yet.
+            read_preference=ReadPreference.PRIMARY,
         )
         return cast("MongoCollection[RawBSONDocument]", rows)
 
@@ -298,7 +310,7 @@ def read_changed_ids(backup_id: str, part: Part, backups: BackupStore) -> frozen
         backup_id,
         part,
         backups,
-        lambda documents: found.update(record_key(RawBSONDocument(one, _RAW)["_id"]) for one in documents),
+        lambda documents: found.update(record_key(_opened(one)["_id"]) for one in documents),
     )
     return frozenset(found)
 
@@ -338,19 +350,70 @@ def _ends_before_the_last(part: Part) -> bool:
 def _spec(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return an index as it is compared: the order of its keys counts, that of its options doesn't."""
     plain = {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+    if "collation" in plain:
+        plain["collation"] = _without_version(plain["collation"])
     return plain | {"key": [(name, _number(order)) for name, order in dict(index["key"]).items()]}
+
+
+def _is_secondary(index: Mapping[str, Any]) -> bool:
+    return index["name"] != _PRIMARY_INDEX and not index.get("clustered")
+
+
+def _creatable_index(index: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an index in the words that make it; ``options`` are its collection's."""
+    spec = {name: value for name, value in index.items() if name not in _NOT_AN_OPTION}
+    if "collation" in spec:
+        spec["collation"] = _without_version(spec["collation"])
+    elif "collation" in options:
+        # The server doesn't list the simple one, and gives an index that names none its collection's.
+        spec["collation"] = _SIMPLE
+    return spec
+
+
+def _creatable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a collection's options without what deletes documents by time, which comes when they were compared."""
+    return {name: value for name, value in _comparable(options).items() if name != "expireAfterSeconds"}
+
+
+def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = dict(options)
+    if "collation" in wanted:
+        wanted["collation"] = _without_version(wanted["collation"])
+    return wanted
+
+
+def _without_version(collation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a collation without the version of the library behind it: another server may have another one."""
+    return {name: value for name, value in collation.items() if name != "version"}
+
+
+def _opened(content: bytes) -> RawBSONDocument:
+    return RawBSONDocument(content, _RAW)
+
+
+def _holds_empty_timestamp(content: bytes) -> bool:
+    """Return whether a field of the document itself is the empty timestamp: on insert the server makes it its clock's.
+
+    Searched for in the bytes first: what is found there may lie deeper, or in the middle of a vector.
+    """
+    for zeros in _ZEROS.finditer(content):
+        # The end of its name and eight bytes; before them its type and its name, in which no zero is.
+        at = zeros.start()
+        if _TIMESTAMP in content[content.rfind(b"\x00", 0, at) + 1 : at]:
+            break
+    else:
+        return False
+    empty = Timestamp(0, 0)
+    return any(value == empty for name, value in _opened(content).items() if name != "_id")
+
+
+def _repeats_names(content: bytes) -> bool:
+    """Return whether a field comes twice in the document: decoded and encoded again, it is shorter."""
+    return len(bson.encode(bson.decode(content, _PLAIN))) != len(content)
 
 
 def _number(order: Any) -> Any:
     return int(order) if isinstance(order, float) and order.is_integer() else order
-
-
-def _timeless_fields(document: RawBSONDocument) -> list[str]:
-    """Return the fields that the server would fill with the present when the document is inserted; an update doesn't.
-
-    The server's own option against that is not known to 6.0.
-    """
-    return [name for name, value in document.items() if value == _NO_TIME and name != "_id"]
 
 
 class _Load:
@@ -364,26 +427,26 @@ class _Load:
         self._wanted = wanted
         self._splitter = DocumentSplitter()
         self._batch: list[RawBSONDocument] = []
-        self._timeless: list[UpdateOne] = []
         self._bytes = 0
         self._documents = 0
         self._digest = sha256()
 
     def take(self, block: bytes) -> None:
         """Take a block of documents; it may end in the middle of one."""
-        for one in self._splitter.split(block):
+        try:
+            documents = self._splitter.split(block)
+        except InvalidBSON as error:
+            raise BackupDamagedError(f"what is stored holds other documents than were written: {error}") from error
+        for one in documents:
             self.add(one)
 
     def add(self, content: bytes) -> None:
-        document = RawBSONDocument(content, _RAW)
+        document = _opened(content)
         if (self._without or self._wanted) and not _is_wanted(document, self._without, self._wanted):
             return
         self._documents += 1
         self._digest.update(content)
         self._batch.append(document)
-        # The cheap looks come first: hardly a document has such a field.
-        if _EIGHT_ZEROS in content and _NO_TIME_FIELD.search(content) and (fields := _timeless_fields(document)):
-            self._timeless.append(UpdateOne({"_id": document["_id"]}, {"$set": dict.fromkeys(fields, _NO_TIME)}))
         self._bytes += len(content)
         if self._bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_DOCUMENTS:
             self.flush()
@@ -392,10 +455,21 @@ class _Load:
         if self._batch:
             # What was stored once may be stored again, also what today's validator would refuse.
             self._target.insert_many(self._batch, ordered=False, bypass_document_validation=True)
+            self._keep_empty_timestamps()
             self._batch, self._bytes = [], 0
-        if self._timeless:
-            self._target.bulk_write(self._timeless, ordered=False, bypass_document_validation=True)
-            self._timeless = []
+
+    def _keep_empty_timestamps(self) -> None:
+        """Put back the empty timestamps that the server has filled on insert; a pipeline's literal it leaves alone.
+
+        One that repeats names is left to the comparison: such a literal ends the server itself (6.0.5).
+        """
+        literals = [
+            UpdateOne({"_id": row["_id"]}, [{"$replaceWith": {"$literal": row}}])
+            for row in self._batch
+            if _holds_empty_timestamp(bytes(row.raw)) and not _repeats_names(bytes(row.raw))
+        ]
+        if literals:
+            self._target.bulk_write(literals, ordered=False, bypass_document_validation=True)
 
     def finish(self) -> Loaded:
         self._splitter.require_end()
@@ -567,11 +641,14 @@ def merge_team(database: MongoDatabase, team: str, *, staged: str, live: str) ->
     """Make a team's live documents those that are staged. Safe to repeat.
 
     No document of another team is written: one that was this team's at the backup and is another's now stays with it.
+    Where nothing is staged any more, it was merged before a kill: nothing is done, and nothing is taken for gone.
     """
     ours = {"$in": _ids_of(team)}
     removed = restored = left_out = 0
     with mongo_errors(f"restoring the team's documents of {live}", database.setting):
         opened = database.open_database()
+        if staged not in opened.list_collection_names(filter={"name": staged}):
+            return Merged(0, 0, 0)
         rows: Any = opened.get_collection(live, codec_options=_RAW, write_concern=_DURABLE)
         raw: Any = opened.get_collection(staged, codec_options=_RAW)
         for some in batched(rows.find({"teamId": ours}, {"_id": 1}), _IDS):

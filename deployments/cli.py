@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deployments import explain, figures, generations, jobs, runs
+from deployments import backups, explain, figures, generations, jobs, runs
 from deployments.console import (
     WRONG_INPUT,
     JsonOption,
@@ -53,9 +53,13 @@ config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(generations.app, name="generations")
+app.add_typer(backups.app, name="backups")
 app.command()(explain.explain)
 for _command in (runs.migrate, figures.aggregate, runs.ingest, runs.backfill, runs.replay, runs.reconcile):
     app.command()(_command)
+app.command()(backups.backup)
+app.command()(backups.verify)
+app.command()(backups.restore)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from blocks.snapshots import (
     take_moment,
 )
 from flows.blocks import load_backups, load_source, load_vectors
-from flows.hooks import alert_on_crashed, alert_on_failure, resolve_on_completion
+from flows.hooks import alert_on_crashed, alert_on_failure, note_backup_made, resolve_on_completion
 from flows.parameters import DryRun, Retries
 from flows.parts import DEFAULT_PARTS_IN_FLIGHT, PartsInFlight
 from flows.progress import Progress, duration
@@ -105,7 +105,7 @@ def _run_name() -> str:
     task_runner=task_runner(),
     on_failure=[alert_on_failure],
     on_crashed=[alert_on_crashed],
-    on_completion=[resolve_on_completion],
+    on_completion=[resolve_on_completion, note_backup_made],
 )
 def backup(
     kind: Annotated[

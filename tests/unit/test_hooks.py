@@ -9,10 +9,12 @@ import pytest
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
 
+from flows.backup import backup
 from flows.hooks import resume_command
 from flows.ingest import ingest
 from flows.migrate import migrate
 from flows.reconcile import reconcile
+from flows.restore import restore
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,12 @@ from flows.reconcile import reconcile
         (migrate, {"resume": False, "limit": 1, "replace_model": True}, "migrate --limit 1 --replace-model"),
         (migrate, {"teams": ["a", "b"], "sources": ["transactions"]}, "migrate --team a --team b"),
         (ingest, {"until_idle": True}, "ingest --until-idle"),
+        (backup, {"kind": "daily", "rotate": False, "retries": 3}, "backup --kind daily --no-rotate"),
+        (
+            restore,
+            {"backup": "20261123T020000Z-0a1b", "swap": True, "overwrite": "live", "collections": ["deadletters"]},
+            "restore --backup 20261123T020000Z-0a1b --swap --overwrite live --collection deadletters",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 
-from deployments.work_pool import POOL, queues, worker_limit
+from deployments.work_pool import BACKUPS, POOL, queues, worker_limit
 from tasks.domain.registry import PLURALS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,14 +96,28 @@ def test_each_night_every_source_is_compared() -> None:
 @pytest.mark.parametrize("child_runs", [1, 2, 5])
 def test_ongoing_work_comes_first_and_bulk_work_never_fills_the_worker(child_runs: int) -> None:
     found = {queue.name: queue for queue in queues(child_runs)}
-    assert found["ongoing"].priority < found["bulk"].priority < found["partitions"].priority
+    by_priority = sorted(found.values(), key=lambda queue: queue.priority)
+    assert [queue.name for queue in by_priority] == ["ongoing", "backups", "bulk", "partitions"]
     assert found["ongoing"].concurrency_limit is None
     assert found["partitions"].concurrency_limit == child_runs
-    assert 0 < child_runs + (found["bulk"].concurrency_limit or 0) < worker_limit(child_runs)
+    limits = [queue.concurrency_limit for queue in by_priority[1:]]
+    assert None not in limits
+    assert 0 < sum(limit or 0 for limit in limits) < worker_limit(child_runs)
     assert DEPLOYMENTS["ingest"]["work_pool"]["work_queue_name"] == "ongoing"
     for name in ("migrate", "backfill", "replay", "reconcile"):
         assert DEPLOYMENTS[name]["work_pool"]["work_queue_name"] == "bulk"
         assert DEPLOYMENTS[name]["concurrency_limit"]["limit"] == 1
+
+
+def test_a_backup_is_made_every_day_and_drilled_every_week_and_waits_for_no_bulk_work() -> None:
+    daily, weekly = DEPLOYMENTS["backup-daily"], DEPLOYMENTS["backup-weekly"]
+    assert (daily["parameters"]["kind"], weekly["parameters"]["kind"]) == ("daily", "weekly")
+    assert weekly["parameters"]["drill"]
+    assert weekly["parameters"]["source_collections"]
+    assert [one["schedules"][0]["cron"] for one in (daily, weekly)] == ["0 2 * * *", "0 3 * * 0"]
+    for name in ("backup-daily", "backup-weekly", "verify", "restore", "undo-restore"):
+        assert DEPLOYMENTS[name]["work_pool"]["work_queue_name"] == BACKUPS
+    assert not any("schedules" in DEPLOYMENTS[name] for name in ("verify", "restore", "undo-restore"))
 
 
 def test_it_holds_no_path_of_a_machine_and_each_worker_says_where_the_project_lies() -> None:
