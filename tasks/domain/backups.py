@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Literal
 
+import bson
+from bson.codec_options import DatetimeConversion
 from bson.json_util import JSONMode, JSONOptions, dumps, loads
 from bson.timestamp import Timestamp
 
@@ -29,7 +31,14 @@ MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 #: Bytes of documents in a part: some seconds of work, which a retry does again.
 PART_BYTES = 128 << 20
 _TIME = "%Y%m%dT%H%M%SZ"
-_JSON = JSONOptions(json_mode=JSONMode.CANONICAL, tz_aware=True)
+_EXACT: bson.CodecOptions[dict[str, Any]] = bson.CodecOptions(
+    tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+#: What JSON would change: in a validator, ``{"$regex": ...}`` is an operator and no regular expression. It is told in
+#: words for who reads the manifest, and as BSON for who restores.
+_SERVERS_WORDS = ("options", "indexes")
+#: A part may begin with an id that is a date beyond the year 9999.
+_JSON = JSONOptions(json_mode=JSONMode.CANONICAL, tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
 
 class BackupDamagedError(TerminalError):
@@ -143,7 +152,11 @@ class BackupManifest:
 
     def to_bytes(self) -> bytes:
         """Return the manifest as JSON, BSON's types kept, sealed with its own SHA-256."""
-        body = dumps(asdict(self), json_options=_JSON)  # not sorted: the order of an index's keys means something
+        record = asdict(self)
+        for database in record["databases"]:
+            for collection in database["collections"]:
+                collection["exact"] = bson.encode({name: collection[name] for name in _SERVERS_WORDS})
+        body = dumps(record, json_options=_JSON)  # not sorted: the order of an index's keys means something
         return f'{{"sha256": "{sha256(body.encode()).hexdigest()}",\n"manifest": {body}}}\n'.encode()
 
     @classmethod
@@ -184,6 +197,7 @@ def _database(found: dict[str, Any]) -> DatabaseBackup:
 
 def _collection(found: dict[str, Any]) -> CollectionBackup:
     changes = found["changes"]
+    found |= bson.decode(found.pop("exact"), _EXACT)
     return CollectionBackup(
         **found
         | {
