@@ -12,7 +12,7 @@ from importlib.metadata import distributions
 from typing import Annotated, Any, Literal
 
 from bson.timestamp import Timestamp
-from prefect import flow, get_run_logger, runtime
+from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import State
@@ -55,8 +55,8 @@ from tasks.domain.errors import InputError, PipelineError, TerminalError
 from tasks.domain.registry import source_collections as source_collection_names
 from tasks.domain.retention import classes_for
 from tasks.domain.shards import ShardRange
-from tasks.policy import DEFAULT_RETRIES
-from tasks.snapshot import back_up_changes, back_up_part
+from tasks.policy import DEFAULT_RETRIES, STAGE
+from tasks.snapshot import back_up_changes, back_up_part, list_backups, save_manifest, sweep_unfinished
 
 #: Nothing was written to a backup for so long: whoever made it is gone.
 UNFINISHED_AFTER = timedelta(hours=6)
@@ -149,13 +149,13 @@ def backup(
     backup_id = new_id(started)
     if dry_run:
         return _told(_plan_report(backup_id, kind, sections, began))
-    swept = backups.sweep_unfinished(UNFINISHED_AFTER)
+    swept = sweep_unfinished.with_options(retries=retries)(whole(backups), UNFINISHED_AFTER)
     if swept:
         get_run_logger().info("what unfinished backups left was removed: %s", ", ".join(swept))
     try:
         _store(backup_id, sections, backups, parts_in_flight, retries)
         taken = max(section.last for section in sections).as_datetime()
-        classes = classes_for(kind, taken, backups.list_backups())
+        classes = classes_for(kind, taken, list_backups.with_options(retries=retries)(whole(backups)))
         manifest = BackupManifest(
             id=backup_id,
             classes=classes,
@@ -168,7 +168,7 @@ def backup(
             | {"backups": _settings(backups)},
             recipients=tuple(backups.recipients),
         )
-        backups.save_manifest(manifest)
+        save_manifest.with_options(retries=retries)(whole(manifest), whole(backups))
     except Exception:
         # Nobody can restore from it; where the store can't be reached now, the next backup sweeps it.
         with suppress(PipelineError):
@@ -286,7 +286,7 @@ def _parts(
     One whose moment the server forgot is read at a later one. The first failure is raised when those at work have
     ended.
     """
-    task = back_up_part.with_options(retries=retries)
+    store_part = back_up_part.with_options(retries=retries)
     waiting = [(one, shard) for one in section.collections for shard in section.ranges[one.name]]
     waiting.reverse()
     pending: dict[PrefectFuture[Part], tuple[StoredCollection, ShardRange, Timestamp]] = {}
@@ -295,7 +295,7 @@ def _parts(
     while (waiting and failed is None) or pending:
         while waiting and failed is None and len(pending) < parts_in_flight:
             collection, shard = waiting.pop()
-            future = task.submit(
+            future = store_part.submit(
                 backup_id,
                 section.role,
                 collection.name,
@@ -330,7 +330,7 @@ def _parts(
 
 def _store_changes(backup_id: str, section: _Section, backups: BackupStore, retries: int) -> None:
     """Store what was written between the first moment and the last, where there is more than one."""
-    task = back_up_changes.with_options(retries=retries)
+    store_changes = back_up_changes.with_options(retries=retries)
     for _ in range(_MAX_MOMENTS):
         if len(section.moments) == 1:
             return
@@ -340,7 +340,7 @@ def _store_changes(backup_id: str, section: _Section, backups: BackupStore, retr
             for name, ids in changed.items():
                 section.documents[name] = count_at(section.database, name, last)
                 if ids:
-                    section.changes[name] = task.submit(
+                    section.changes[name] = store_changes.submit(
                         backup_id,
                         section.role,
                         name,
@@ -363,9 +363,14 @@ def _store_changes(backup_id: str, section: _Section, backups: BackupStore, retr
     )
 
 
+@task(name="rotate backups", **STAGE)
+def _rotate_in_turn(backups: BackupStore) -> Rotation:
+    return rotate_backups(backups, dry_run=False)
+
+
 def _rotate(backup_id: str, backups: BackupStore) -> Rotation:
     try:
-        return rotate_backups(backups, dry_run=False)
+        return _rotate_in_turn(whole(backups))
     except PipelineError as error:
         raise TerminalError(f"the backup {backup_id} is good, but older ones could not be rotated: {error}") from error
 

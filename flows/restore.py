@@ -55,6 +55,7 @@ from tasks.domain.collections import AGGREGATES, DEAD_LETTERS, STATS, VECTORS
 from tasks.domain.errors import InputError, PipelineError, WorkTakenError
 from tasks.policy import DEFAULT_RETRIES
 from tasks.restore import build_indexes, restore_changes, restore_part
+from tasks.snapshot import list_backups
 
 #: Collections whose documents name their team; those of other generations have the same names and more.
 _OF_TEAMS = (VECTORS, DEAD_LETTERS, AGGREGATES, STATS)
@@ -302,7 +303,7 @@ def _drop_kept(vectors: VectorStore, backup: str | None) -> list[str]:
 
 def _choose(backups: BackupStore, name: str, accept_unverified: bool) -> BackupManifest:
     """Return the manifest of the backup that is meant, if it may be restored."""
-    stored = backups.list_backups()
+    stored = list_backups(whole(backups))
     found: StoredBackup | None
     if name == "latest":
         found = newest_good(stored)

@@ -41,7 +41,8 @@ from tasks.domain.backups import (
 from tasks.domain.errors import InputError
 from tasks.policy import DEFAULT_RETRIES
 from tasks.restore import build_indexes, restore_changes, restore_part
-from tasks.verify import read_part_back
+from tasks.snapshot import list_backups
+from tasks.verify import find_backup, read_part_back, save_verification
 
 #: The record by which a scratch database is known as ours; without it none is ever dropped.
 _MARK = "ragscratch"
@@ -91,7 +92,7 @@ def verify_backups(
     damaged = {name: found for name, found in results.items() if not found.ok}
     if damaged:
         words = "; ".join(f"{name}: {'; '.join(found.problems[:3])}" for name, found in damaged.items())
-        good = newest_good(store.list_backups())
+        good = newest_good(list_backups(whole(store)))
         rest = f"the newest good one is {good.id}" if good else "no good backup is left: run `cryptique-rag backup` now"
         raise BackupDamagedError(f"damaged, and counting for nothing: {words}. {rest[0].upper()}{rest[1:]}")
     return Completed(
@@ -101,7 +102,7 @@ def verify_backups(
 
 
 def _choose(store: BackupStore, wanted: Sequence[str]) -> list[str]:
-    stored = [one for one in store.list_backups() if one.state != "unfinished"]
+    stored = [one for one in list_backups(whole(store)) if one.state != "unfinished"]
     if not stored:
         raise InputError("there is no backup yet: `cryptique-rag backup` makes one")
     known = [one.id for one in stored]
@@ -134,7 +135,7 @@ def verify(
     is collected; what keeps it from being looked at is raised. Call it in a flow.
     """
     began = time.monotonic()
-    stored = backups.find(backup_id)
+    stored, manifest_sha256 = find_backup.with_options(retries=retries)(backup_id, whole(backups))
     if stored is None or stored.state == "unfinished":
         raise InputError(f"there is no backup {backup_id}: `cryptique-rag backups` lists them")
     problems: list[str] = []
@@ -153,7 +154,7 @@ def verify(
     if manifest is not None and not problems:
         restored, problems = _rehearse(manifest, backups, vectors, drill, retries, parts_in_flight)
     verification = Verification(
-        manifest_sha256=backups.manifest_sha256(backup_id),
+        manifest_sha256=manifest_sha256,
         checked_at=vectors.read_time(),
         parts=0 if manifest is None else len(manifest.parts),
         documents=0 if manifest is None else manifest.documents,
@@ -162,7 +163,7 @@ def verify(
         problems=tuple(problems),
         seconds=round(time.monotonic() - began, 1),
     )
-    backups.save_verification(backup_id, verification)
+    save_verification.with_options(retries=retries)(backup_id, whole(verification), whole(backups))
     for problem in problems:
         get_run_logger().error("%s: %s", backup_id, problem)
     return verification

@@ -1,8 +1,9 @@
-"""Snapshot: one part of a backup, read at the backup's moment and stored on its way."""
+"""Snapshot: the parts of a backup, read at the backup's moment and stored on their way; its manifest, last."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from bson.timestamp import Timestamp
@@ -12,7 +13,7 @@ from blocks.backups import BackupStore
 from blocks.memory import release_memory
 from blocks.mongo import MongoDatabase
 from blocks.snapshots import Block, read_changes, read_range
-from tasks.domain.backups import Part, changes_name, part_name
+from tasks.domain.backups import BackupManifest, Part, StoredBackup, changes_name, part_name
 from tasks.domain.shards import ShardRange
 from tasks.policy import STAGE
 
@@ -92,3 +93,21 @@ def back_up_changes(
         content_sha256=written.content_sha256,
         taken_at=moment,
     )
+
+
+@task(name="sweep unfinished backups", **STAGE)
+def sweep_unfinished(backups: BackupStore, older_than: timedelta) -> list[str]:
+    """Remove what killed backups left; return their ids. Safe to repeat."""
+    return backups.sweep_unfinished(older_than)
+
+
+@task(name="list backups", **STAGE)
+def list_backups(backups: BackupStore) -> list[StoredBackup]:
+    """Return all backups, the newest first."""
+    return backups.list_backups()
+
+
+@task(name="save manifest", **STAGE)
+def save_manifest(manifest: BackupManifest, backups: BackupStore) -> None:
+    """Make a backup of the parts that were stored. Safe to repeat."""
+    backups.save_manifest(manifest)

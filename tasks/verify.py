@@ -7,7 +7,7 @@ from prefect import task
 
 from blocks.backups import BackupStore
 from blocks.memory import release_memory
-from tasks.domain.backups import BackupDamagedError, Part
+from tasks.domain.backups import BackupDamagedError, Part, StoredBackup, Verification
 from tasks.domain.bson_documents import DocumentSplitter
 from tasks.policy import STAGE
 
@@ -35,3 +35,16 @@ def read_part_back(backup_id: str, part: Part, backups: BackupStore) -> str | No
     finally:
         release_memory()
     return None if documents == part.documents else f"{part.name} holds {documents:,} documents of {part.documents:,}"
+
+
+@task(name="find backup", task_run_name="find {backup_id}", **STAGE)
+def find_backup(backup_id: str, backups: BackupStore) -> tuple[StoredBackup | None, str]:
+    """Return a backup as it stands, or None, and the SHA-256 of its manifest as it is stored."""
+    found = backups.find(backup_id)
+    return found, "" if found is None else backups.manifest_sha256(backup_id)
+
+
+@task(name="save verification", task_run_name="save verification of {backup_id}", **STAGE)
+def save_verification(backup_id: str, verification: Verification, backups: BackupStore) -> None:
+    """Put down what reading a backup back found. Safe to repeat."""
+    backups.save_verification(backup_id, verification)

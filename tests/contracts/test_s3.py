@@ -268,6 +268,10 @@ def test_what_is_no_address_is_a_persons_task(bucket: S3Bucket, endpoint: str) -
 # damage
 
 
+#: What is larger than this has a middle in which a connection can be cut.
+_MIDDLE_BYTES = 100_000
+
+
 class _Between(BaseHTTPRequestHandler):
     """Passes requests on to the real server and spoils what comes back, or what goes there, as a bad wire would."""
 
@@ -277,7 +281,13 @@ class _Between(BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         import http.client
 
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        if self.server.fault == "cut up once" and length > _MIDDLE_BYTES:
+            self.server.fault = ""
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            return
+        body = self.rfile.read(length)
         self.server.seen += 1
         fault = self.server.fault
         if isinstance(fault, int):
@@ -499,6 +509,14 @@ def test_pieces_that_are_spoiled_on_their_way_are_refused_and_nothing_is_left(bu
     with spoiled(bucket, "spoil up") as (through, _), pytest.raises(PipelineError):
         sent(through)
     assert bucket.get("name") is None
+
+
+def test_an_upload_that_is_cut_in_the_middle_of_a_piece_is_sent_again(bucket: S3Bucket) -> None:
+    with spoiled(bucket, "cut up once") as (through, server):
+        sent(through)
+        assert server.fault == ""
+    assert b"".join(bucket.stream("name") or ()) == LARGE
+    assert bucket.unfinished_uploads() == []
 
 
 def test_a_storm_that_ends_is_outlived(bucket: S3Bucket) -> None:
