@@ -189,7 +189,7 @@ def find_changed(
     back to the first moment.
     """
     changed: dict[str, dict[bytes, Any]] = {name: {} for name in collections}
-    wanted = [{"$project": {"operationType": 1, "documentKey._id": 1, "clusterTime": 1, "ns": 1}}]
+    wanted = [{"$project": {"operationType": 1, "documentKey._id": 1, "clusterTime": 1, "ns": 1, "to": 1}}]
     deadline = time.monotonic() + _STREAM_PATIENCE_S
     with _errors("reading what changed meanwhile", database.setting):
         try:
@@ -226,8 +226,7 @@ def _note(event: Mapping[str, Any], changed: dict[str, dict[bytes, Any]]) -> Non
         if name in changed:
             document_id = event["documentKey"]["_id"]
             changed[name][record_key(document_id)] = document_id
-    elif name is None or name in changed:
-        # A rename onto a wanted name is told by the drop of what was there, or by the count that differs.
+    elif name is None or name in changed or event.get("to", {}).get("coll") in changed:
         raise TerminalError(
             f"{name or 'the database'} was dropped or renamed while it was backed up ({kind}): run the backup again"
         )

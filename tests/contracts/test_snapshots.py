@@ -195,7 +195,7 @@ def _read_while_written(
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("fate", ["dropped", "renamed", "database dropped"])
+@pytest.mark.parametrize("fate", ["dropped", "renamed", "replaced", "database dropped"])
 def test_a_collection_that_goes_while_it_is_read_is_told(
     block: MongoDatabase, database: Database[dict[str, Any]], fate: str
 ) -> None:
@@ -205,6 +205,9 @@ def test_a_collection_that_goes_while_it_is_read_is_told(
         database.rows.drop()
     elif fate == "renamed":
         database.rows.rename("others")
+    elif fate == "replaced":
+        database.others.insert_one({"_id": 2})
+        database.others.rename("rows", dropTarget=True)
     else:
         database.client.drop_database(database.name)
     database.later.insert_one({"_id": 1})
