@@ -7,9 +7,10 @@
 # make ui       the Prefect UI with every local run
 # make bench    all figures of a migration beside their targets, into bench/   (ROWS=871781 SIZES=10000,50000,200000)
 # make chaos    a migration of 20,000 rows under 50 random kills of worker, Prefect server and mongod   (SEED=1)
+# make bench-backups  backups and restores beside bare loops, in S3   (DOCUMENTS=50000)
 # make lock     new versions into the lock files (needs a package index)
 # make clean    forget the local servers' data and the virtual environment
-.PHONY: demo test test-long check setup up down ui bench chaos lock clean
+.PHONY: demo test test-long check setup up down ui bench bench-backups chaos lock clean
 
 PYTHON ?= python3
 ROWS ?= 5000
@@ -55,6 +56,10 @@ bench: $(READY)
 
 $(READY): requirements.lock requirements-uv.lock pyproject.toml deployments/set_up.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh deployments/set_up.sh
+
+bench-backups: DOCUMENTS := 50000
+bench-backups: $(READY)
+	@$(BIN)/python -m benchmarks.backups --documents $(DOCUMENTS)
 
 chaos: $(READY)
 	@$(BIN)/python -m tests.chaos --seed $(SEED)

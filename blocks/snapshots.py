@@ -96,6 +96,13 @@ def take_moment(database: MongoDatabase, collection: str) -> Timestamp:
     return moment
 
 
+def identify_collections(database: MongoDatabase, names: Collection[str]) -> dict[str, Any]:
+    """Return what tells each of the collections from every other, by name: one that was made anew has another."""
+    with _errors("listing collections", database.setting):
+        found = database.open_database().list_collections(filter={"name": {"$in": list(names)}})
+        return {str(one["name"]): one.get("info", {}).get("uuid") for one in found}
+
+
 def describe_collections(database: MongoDatabase, names: Collection[str]) -> tuple[list[StoredCollection], list[str]]:
     """Return those of the collections that exist, by name, and the names of what is none: views and time series."""
     found: list[StoredCollection] = []
@@ -235,17 +242,16 @@ def _note(event: Mapping[str, Any], changed: dict[str, dict[bytes, Any]]) -> Non
 def read_changes(database: MongoDatabase, collection: str, ids: Sequence[Any], moment: Timestamp) -> Iterator[Block]:
     """Yield these documents as they were at that moment, each as ``{_id, document}``, or ``{_id}`` if it was gone."""
     for some in batched(ids, _IDS_PER_LOOKUP):
-        command = {"filter": {"_id": {"$in": some}}}
-        found = {
-            record_key(_id_of(document)): document
-            for answer in _answers(database, collection, moment, command, _IDS_PER_LOOKUP)
-            for document in answer
-        }
-        rows = []
-        for one in some:
-            document = found.get(record_key(one))
-            rows.append(bson.encode({"_id": one} if document is None else {"_id": one, "document": document}))
-        yield Block(b"".join(rows), len(rows))
+        gone = {record_key(one): one for one in some}
+        for answer in _answers(database, collection, moment, {"filter": {"_id": {"$in": some}}}, _IDS_PER_LOOKUP):
+            rows = []
+            for document in answer:
+                one = _id_of(document)
+                gone.pop(record_key(one), None)
+                rows.append(bson.encode({"_id": one, "document": document}))
+            yield Block(b"".join(rows), len(rows))
+        if gone:
+            yield Block(b"".join(bson.encode({"_id": one}) for one in gone.values()), len(gone))
 
 
 def _id_of(document: RawBSONDocument) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from blocks.snapshots import (
     count_at,
     describe_collections,
     find_changed,
+    identify_collections,
     plan_ranges,
     take_moment,
 )
@@ -60,6 +62,8 @@ from tasks.snapshot import back_up_changes, back_up_part, list_backups, save_man
 
 #: Nothing was written to a backup for so long: whoever made it is gone.
 UNFINISHED_AFTER = timedelta(hours=6)
+#: A user and a password within an address.
+_USER = re.compile(r"//[^/@\s]{1,500}@")
 #: How often one part, or the changes, may outlive the server's window.
 _MAX_MOMENTS = 3
 
@@ -206,7 +210,9 @@ class _Section:
     moments: list[Timestamp] = field(default_factory=list)
     collections: list[StoredCollection] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    identities: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, list[ShardRange]] = field(default_factory=dict)
+    planned_at: dict[str, Timestamp] = field(default_factory=dict)
     parts: dict[str, list[Part]] = field(default_factory=dict)
     changes: dict[str, Part] = field(default_factory=dict)
     documents: dict[str, int] = field(default_factory=dict)
@@ -216,15 +222,35 @@ class _Section:
         return self.moments[-1]
 
     def plan(self, part_bytes: int) -> None:
-        self.collections, self.left_out = describe_collections(self.database, self.names)
-        if not self.collections:
-            raise InputError(
-                f"the database {self.database.database} holds none of our collections: nothing can be backed up. Look "
-                f"at {self.database.setting} and the database's name"
-            )
-        self.take_moment()
+        for left in range(_MAX_MOMENTS - 1, -1, -1):
+            self.identities = identify_collections(self.database, self.names)
+            self.collections, self.left_out = describe_collections(self.database, self.names)
+            if not self.collections:
+                raise InputError(
+                    f"the database {self.database.database} holds none of our collections: nothing can be backed up. "
+                    f"Look at {self.database.setting} and the database's name"
+                )
+            self.moments.clear()
+            self.take_moment()
+            # One that was made or dropped just now is not of the moment as it was described.
+            if not left or not self.find_others():
+                break
         for collection in self.collections:
             self.ranges[collection.name] = self._plan(collection, part_bytes)
+            self.planned_at[collection.name] = self.last
+
+    def find_others(self) -> list[str]:
+        """Return the collections that were made, dropped, renamed or replaced since they were described."""
+        now = identify_collections(self.database, self.names)
+        return sorted(one for one in now.keys() | self.identities.keys() if now.get(one) != self.identities.get(one))
+
+    def require_same_collections(self) -> None:
+        """Raise ``TerminalError`` where a collection is no more the one that was described."""
+        if others := self.find_others():
+            raise TerminalError(
+                f"{', '.join(others)}: made, dropped, renamed or replaced while {self.database.database} was backed "
+                "up. Run the backup again"
+            )
 
     def _plan(self, collection: StoredCollection, part_bytes: int) -> list[ShardRange]:
         for _ in range(_MAX_MOMENTS):
@@ -245,11 +271,21 @@ class _Section:
     def total(self) -> int:
         return sum(shard.planned for ranges in self.ranges.values() for shard in ranges)
 
+    def _require_all(self, name: str, parts: Sequence[Part]) -> None:
+        """Raise ``TerminalError`` where parts hold other numbers than their ranges had when they were walked."""
+        ranges = self.ranges[name]
+        if len(ranges) == 1 or {part.taken_at for part in parts} != {self.planned_at[name]}:
+            return  # an estimate, or read at another moment: then the server counted
+        read, walked = sum(part.documents for part in parts), sum(shard.planned for shard in ranges)
+        if read != walked:
+            raise TerminalError(f"{read:,} documents of {name} were read, {walked:,} were there: run the backup again")
+
     def to_backup(self) -> DatabaseBackup:
         collections = []
         for one in self.collections:
             parts = tuple(sorted(self.parts[one.name], key=lambda part: part.number))
             documents = self.documents.get(one.name, sum(part.documents for part in parts))
+            self._require_all(one.name, parts)
             collections.append(
                 CollectionBackup(one.name, one.options, one.indexes, documents, parts, self.changes.get(one.name))
             )
@@ -275,6 +311,7 @@ def _store(
             progress.done += part.documents
             announcer.tell()
         _store_changes(backup_id, section, backups, retries)
+        section.require_same_collections()
     announcer.finish()
 
 
@@ -397,7 +434,7 @@ def _settings(block: Block) -> dict[str, Any]:
         if isinstance(value, Block):
             told[name] = _settings(value)
         elif value is not None:
-            told[name] = value if isinstance(value, str | bool | int | float | list) else str(value)
+            told[name] = value if isinstance(value, bool | int | float | list) else _USER.sub("//***@", str(value))
     return told
 
 

@@ -208,7 +208,7 @@ def test_one_team_gets_its_documents_back_and_no_other_team_is_touched(
 def test_a_backup_is_restored_beside_the_store_by_time_and_by_collection(
     filled: Pipeline, backups: BackupStore, mongo_client: MongoClient[Record]
 ) -> None:
-    report = filled.complete(backup, rotate=False)
+    report = filled.complete(backup, rotate=False, source_collections=True)
     taken = report["taken"]
     before = everything(filled)
     done = filled.complete(restore, backup=(taken + timedelta(seconds=1)).isoformat(), collections=["vectordocuments"])
@@ -222,6 +222,12 @@ def test_a_backup_is_restored_beside_the_store_by_time_and_by_collection(
         assert "not of this restore" in str(filled.run(restore, into=done["database"]).message)
         assert "in use" in str(filled.run(restore, into=filled.store.name).message)
         assert "holds no nothing" in str(filled.run(restore, collections=["nothing"]).message)
+        of_source = filled.complete(
+            restore, into=f"{filled.store.name}_s", source_collections=True, collections=["transactions", "teams"]
+        )
+        for name in ("transactions", "teams"):
+            assert raw(filled, name, of_source["database"]) == raw(filled, name, filled.source.name)
+        mongo_client.drop_database(of_source["database"])
         long_ago = datetime(2020, 1, 1, tzinfo=UTC).isoformat()
         assert "no good backup of 2020-01-01" in str(filled.run(restore, backup=long_ago).message)
     finally:
@@ -455,6 +461,31 @@ def test_a_backup_that_outlives_the_servers_memory_is_of_one_moment_all_the_same
     filled.store.deadletters.delete_many({"_id": {"$regex": "^written"}})
     filled.store.vectordocuments.delete_many({"documentId": {"$regex": "^gone"}})
     assert set(before) == set(everything(filled))
+
+
+def test_a_collection_that_is_replaced_while_it_is_backed_up_ends_the_backup(
+    filled: Pipeline, backups: BackupStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [one.id for one in backups.list_backups()]
+    write_part = BackupStore.write_part
+
+    def drop_then(self: BackupStore, backup_id: str, name: str, documents: Any) -> Any:
+        written = write_part(self, backup_id, name, documents)
+        if "embeddingstats" in name:
+            shape = filled.store.command("listCollections", filter={"name": "embeddingstats"})["cursor"]["firstBatch"]
+            filled.store.embeddingstats.drop()
+            filled.store.create_collection("embeddingstats", **shape[0]["options"])
+        return written
+
+    kept = list(filled.store.embeddingstats.list_indexes())
+    with monkeypatch.context() as patched:
+        patched.setattr(BackupStore, "write_part", drop_then)
+        said = str(filled.run(backup, rotate=False).message)
+    assert "embeddingstats: made, dropped, renamed or replaced" in said
+    assert [one.id for one in backups.list_backups()] == known
+    for index in kept[1:]:
+        options = {name: value for name, value in index.items() if name not in ("v", "key", "ns")}
+        filled.store.embeddingstats.create_index(list(index["key"].items()), **options)
 
 
 def test_ingest_waits_for_no_restore_and_a_restore_waits_for_a_run(

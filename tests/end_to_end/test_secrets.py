@@ -17,6 +17,7 @@ from pymongo import MongoClient
 
 from blocks.mongo import MongoDatabase
 from deployments.register_blocks import make_blocks
+from flows.backup import backup
 from tests.end_to_end.pipeline import Pipeline, Record, SourceData, prefect_client, wait_for
 from tests.loopback.gemini import LoopbackGemini
 
@@ -103,6 +104,9 @@ def test_no_secret_shows_anywhere_after_runs_that_succeed_and_runs_that_fail(
         pipeline.use_gemini(server, **right)
         states.append(pipeline.run())
         assert states[-1].is_completed()
+        # Its manifest tells how everything was set.
+        states.append(pipeline.run(backup, source_collections=True))
+        assert states[-1].is_completed(), states[-1].message
 
         # The service answers with the key in its message, first to the check, then to the stage.
         for first_spoiled in (0, 1):
@@ -169,6 +173,7 @@ def test_no_secret_shows_anywhere_after_runs_that_succeed_and_runs_that_fail(
     files += list((session_home / "mongod").glob("*.log"))
     read = {path: path.read_bytes() for path in files if path.is_file()}
     assert any(path.name.endswith(".db") for path in read)
+    assert any(path.name == "manifest.json" and b'"settings"' in content for path, content in read.items())
     assert any("results" in path.parts for path in read)
     assert {str(path): found_in(content) for path, content in read.items() if found_in(content)} == {}
 
