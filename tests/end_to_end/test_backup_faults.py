@@ -11,7 +11,9 @@ from pymongo import MongoClient
 
 from blocks.backups import BackupStore
 from blocks.s3 import S3Bucket
+from blocks.slack import SlackNotifier
 from flows.backup import backup
+from flows.blocks import ALERTS
 from tests.contracts.test_s3 import changed, spoiled
 from tests.end_to_end.pipeline import Pipeline, Record, SourceData, open_pipeline
 from tests.loopback.slack import LoopbackSlack
@@ -36,6 +38,7 @@ def filled(
             opened.register()
             opened.slack = slack  # type: ignore[attr-defined]
             yield opened
+    SlackNotifier.delete(ALERTS, _sync=True)  # type: ignore[call-arg]
 
 
 def backed_up(pipeline: Pipeline, bucket: S3Bucket, **parameters: Any) -> Any:
@@ -58,8 +61,8 @@ def test_what_passes_ends_in_a_good_backup(filled: Pipeline, bucket: S3Bucket, f
 @pytest.mark.parametrize(
     ("fault", "changes", "words"),
     [
-        (503, {}, "503"),
-        ("spoil up", {}, "BadDigest"),
+        pytest.param(503, {}, "503", marks=pytest.mark.long),
+        pytest.param("spoil up", {}, "BadDigest", marks=pytest.mark.long),
         ("", {"secret_key": SecretStr("wrong")}, "CRYPTIQUE_S3_ACCESS_KEY"),
         ("", {"bucket": "nowhere-at-all"}, "there is no bucket"),
     ],

@@ -394,6 +394,7 @@ def as_json(result: Result) -> Record:
     return found
 
 
+@pytest.mark.long
 def test_the_command_shows_costs_builds_compares_switches_goes_back_and_drops(
     command: Command, migrated: Pipeline, tmp_path: Path
 ) -> None:

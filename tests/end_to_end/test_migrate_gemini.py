@@ -233,6 +233,7 @@ def test_vectors_of_another_model_are_not_mixed_in_unless_somebody_says_to_repla
         assert {vector_of(row).shape for row in pipeline.documents().values()} == {(64,)}
 
 
+@pytest.mark.long
 def test_vectors_stored_as_doubles_hold_the_same_numbers(pipeline: Pipeline, source_data: SourceData) -> None:
     pipeline.load(source_data, source_data.some(30))
     with LoopbackGemini() as server:

@@ -19,6 +19,7 @@ def paid(server: LoopbackGemini) -> Counter[str]:
     return Counter({text: times for text, times in server.embedded.items() if text != CHECK})
 
 
+@pytest.mark.long
 def test_nobody_else_spends_what_a_load_at_its_budget_may_not(pipeline: Pipeline, source_data: SourceData) -> None:
     pipeline.load(source_data, source_data.some(ROWS))
     with LoopbackGemini() as server:

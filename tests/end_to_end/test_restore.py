@@ -237,7 +237,14 @@ def test_a_backup_is_restored_beside_the_store_by_time_and_by_collection(
 # -- damage ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("harm", ["flipped byte", "truncated", "deleted", "swapped", "manifest edited"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "flipped byte",
+        "deleted",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("truncated", "swapped", "manifest edited")),
+    ],
+)
 def test_a_damaged_backup_is_told_never_good_and_never_restored(
     filled: Pipeline, backups: BackupStore, harm: str
 ) -> None:

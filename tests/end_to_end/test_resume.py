@@ -179,6 +179,7 @@ def test_a_shard_whose_files_are_lost_between_two_attempts_runs_again_from_its_s
 # -- a run that is killed ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_killed_run_is_not_disturbed_while_it_lives_and_taken_up_once_it_is_dead(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record], prefect_api: str
 ) -> None:
