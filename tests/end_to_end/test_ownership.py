@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from flows.ingest import ingest
 from flows.migrate import migrate
 from flows.reconcile import reconcile
