@@ -143,7 +143,7 @@ def cut_off_at(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, parameters: 
 
 
 @pytest.mark.parametrize(
-    "rename", [2, pytest.param(3, marks=pytest.mark.long), pytest.param(6, marks=pytest.mark.long)]
+    "rename", [2, pytest.param(11, marks=pytest.mark.long), pytest.param(6, marks=pytest.mark.long)]
 )
 def test_killed_between_two_renames_the_same_restore_goes_on(
     pipeline: Pipeline,
