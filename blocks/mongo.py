@@ -109,6 +109,11 @@ def _passes(error: mongo.OperationFailure) -> bool:
     )
 
 
+def is_history_lost(error: mongo.OperationFailure) -> bool:
+    """Return whether a change stream can't go on, or can't begin, because the server forgot what it asks for."""
+    return error.code in _HISTORY_LOST_CODES or error.has_error_label("NonResumableChangeStreamError")
+
+
 def _brief(error: Exception) -> str:
     if isinstance(error, mongo.BulkWriteError):
         details = error.details or {}
@@ -323,7 +328,7 @@ class MongoSource(MongoDatabase):
                         yield ChangeBatch(number, tuple(ids.values()), tuple(times), {"token": token} if token else {})
                         number += 1
             except mongo.OperationFailure as error:
-                lost = error.code in _HISTORY_LOST_CODES or error.has_error_label("NonResumableChangeStreamError")
+                lost = is_history_lost(error)
                 # A stream that can't even be opened has a position that the server makes nothing of.
                 refused = error.code in (_UNAUTHORIZED, _AUTHENTICATION_FAILED) or _passes(error)
                 if lost or not (opened or refused):

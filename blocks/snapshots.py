@@ -14,7 +14,7 @@ from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import errors as mongo
 
-from blocks.mongo import MongoDatabase, Record, mongo_errors
+from blocks.mongo import MongoDatabase, Record, is_history_lost, mongo_errors
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import record_key
 from tasks.domain.errors import PipelineError, TerminalError, TransientError
@@ -28,7 +28,6 @@ _IDS_PER_LOOKUP = 200
 _FORGOTTEN, _NOT_YET = frozenset({239}), frozenset({246, 134})
 #: What a server that is no member of a replica set answers: no history, no cluster time.
 _NO_HISTORY_CODES = frozenset({20, 72, 123, 148})
-_HISTORY_LOST_CODES = frozenset({136, 260, 280, 286})
 _WRITES = frozenset({"insert", "update", "replace", "delete"})
 #: An idle server writes its no-op every ten seconds; only then a stream knows that nothing came before it.
 _STREAM_PATIENCE_S = 60.0
@@ -217,7 +216,7 @@ def find_changed(
                         return changed
                     _note(event, changed)
         except mongo.OperationFailure as error:
-            if error.code in _HISTORY_LOST_CODES or error.has_error_label("NonResumableChangeStreamError"):
+            if is_history_lost(error):
                 raise TerminalError(
                     "the server no longer knows what changed since the backup began: its oplog is too small for a "
                     "backup of this length. Enlarge it, raise minSnapshotHistoryWindowInSeconds, or choose a quieter "

@@ -48,22 +48,8 @@ def back_up_part(
     Raises ``MomentForgottenError`` where the server no longer remembers it: the flow then takes a later one.
     """
     name = part_name(collection, shard.number, role=role, encrypted=bool(backups.recipients))
-    blocks = _Counted(read_range(database, collection, shard, moment, document_bytes=document_bytes))
-    written = backups.write_part(backup_id, name, blocks)
-    release_memory()
-    return Part(
-        name=name,
-        collection=collection,
-        number=shard.number,
-        lower=shard.lower,
-        upper=shard.upper,
-        documents=blocks.documents,
-        raw_bytes=written.raw_bytes,
-        stored_bytes=written.stored_bytes,
-        sha256=written.sha256,
-        content_sha256=written.content_sha256,
-        taken_at=moment,
-    )
+    blocks = read_range(database, collection, shard, moment, document_bytes=document_bytes)
+    return _store(backup_id, name, collection, shard, moment, blocks, backups)
 
 
 @task(name="back up changes", task_run_name="back up changes of {collection}", **STAGE)
@@ -78,15 +64,30 @@ def back_up_changes(
 ) -> Part:
     """Store the documents that were written while a collection was read, as they were at the last moment."""
     name = changes_name(collection, role=role, encrypted=bool(backups.recipients))
-    blocks = _Counted(read_changes(database, collection, ids, moment))
-    written = backups.write_part(backup_id, name, blocks)
+    blocks = read_changes(database, collection, ids, moment)
+    return _store(backup_id, name, collection, ShardRange(0, None, None, len(ids)), moment, blocks, backups)
+
+
+def _store(
+    backup_id: str,
+    name: str,
+    collection: str,
+    shard: ShardRange,
+    moment: Timestamp,
+    blocks: Iterable[Block],
+    backups: BackupStore,
+) -> Part:
+    """Store blocks of documents as one object; return the part that it is."""
+    counted = _Counted(blocks)
+    written = backups.write_part(backup_id, name, counted)
+    release_memory()
     return Part(
         name=name,
         collection=collection,
-        number=0,
-        lower=None,
-        upper=None,
-        documents=blocks.documents,
+        number=shard.number,
+        lower=shard.lower,
+        upper=shard.upper,
+        documents=counted.documents,
         raw_bytes=written.raw_bytes,
         stored_bytes=written.stored_bytes,
         sha256=written.sha256,
