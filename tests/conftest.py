@@ -68,10 +68,16 @@ def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mongo_uri(session_home: Path) -> Iterator[str]:
-    """A real mongod, a replica set of one."""
+    """A real mongod, a replica set of one, which lets nothing expire.
+
+    A test's clock may stand on any day. The server goes by its own: once a minute it would delete what is older than an
+    index allows, in the middle of a test.
+    """
     from deployments.embedded import embedded_mongod
 
     with embedded_mongod(session_home, cache_gb=0.5) as uri:
+        with MongoClient(uri) as client:
+            client.admin.command({"setParameter": 1, "ttlMonitorEnabled": False})
         yield uri
 
 

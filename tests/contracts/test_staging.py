@@ -241,6 +241,7 @@ def test_what_expired_long_ago_is_there_until_it_was_compared(
     expiring = {"v": 2, "key": {"at": 1}, "name": "at_1", "expireAfterSeconds": 0}
     collection = replace(collection, indexes=[*collection.indexes, expiring])
     before = mongo_client.admin.command({"setParameter": 1, "ttlMonitorSleepSecs": 1})["was"]
+    mongo_client.admin.command({"setParameter": 1, "ttlMonitorEnabled": True})
     try:
         staging.create(collection)
         loaded = staging.load(backup_id, collection.parts[0], backups)
@@ -255,6 +256,7 @@ def test_what_expired_long_ago_is_there_until_it_was_compared(
         while staging.count("rows"):
             pause.wait(0.05)
     finally:
+        mongo_client.admin.command({"setParameter": 1, "ttlMonitorEnabled": False})
         mongo_client.admin.command({"setParameter": 1, "ttlMonitorSleepSecs": before})
 
 
