@@ -132,6 +132,12 @@ class Settings(BaseSettings):
     cryptique_alert_webhook_kind: WebhookKind = Field(
         default="slack", description="What listens at the webhook: slack, discord, or generic (flat JSON)."
     )
+    cryptique_public_url: str | None = Field(
+        default=None,
+        description="Where people reach `cryptique-rag serve` in a browser; alerts link there. Unset: they name the "
+        "runbook's file.",
+        examples=["https://rag.example"],
+    )
     cryptique_child_runs: int = Field(
         default=DEFAULT_CHILD_RUNS,
         ge=1,
@@ -242,7 +248,9 @@ class Settings(BaseSettings):
             raise ValueError("must be an address such as https://hooks.slack.com/services/...") from None
         return url
 
-    @field_validator("gemini_base_url", "prefect_api_url", "cryptique_s3_endpoint", "aws_endpoint_url_s3")
+    @field_validator(
+        "gemini_base_url", "prefect_api_url", "cryptique_s3_endpoint", "aws_endpoint_url_s3", "cryptique_public_url"
+    )
     @classmethod
     def _require_http(cls, url: str | None) -> str | None:
         if url is None:

@@ -47,7 +47,8 @@ class Incident:
 
     ``cause`` tells what is the same trouble: flow, error and stage, never the run, so that a storm is one incident.
     ``counts`` are records by outcome so far. ``resume`` is the exact command that goes on. ``failures`` counts this
-    cause since it was last well; ``first_seen`` and ``last_seen`` bound them.
+    cause since it was last well; ``first_seen`` and ``last_seen`` bound them. ``runbook`` is where it says what to do.
+    A ``condition`` is how something is, seen by every look at it; anything else is a run that failed.
     """
 
     cause: str
@@ -65,6 +66,8 @@ class Incident:
     link: str | None = None
     resume: str | None = None
     failures: int = 1
+    runbook: str = ""
+    condition: bool = False
 
     def to_record(self) -> dict[str, Any]:
         """Return it as plain values; reasons are pairs, because a name in MongoDB should hold no dot."""
@@ -73,7 +76,7 @@ class Incident:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Incident:
         """Return the incident that ``to_record`` was called on."""
-        values = {item.name: record[item.name] for item in fields(cls)}
+        values = {item.name: record[item.name] for item in fields(cls) if item.name in record}
         return cls(**{**values, "counts": dict(record["counts"]), "dead_letters": dict(record["dead_letters"])})
 
 
@@ -248,7 +251,11 @@ def headline(message: Message) -> str:
     """Return the line that a notification shows."""
     title = message.incident.title
     if message.kind == "resolved":
-        return f"Resolved: {message.incident.flow} completed again"
+        return (
+            f"Resolved: {title}" if message.incident.condition else f"Resolved: {message.incident.flow} completed again"
+        )
+    if message.kind == "summary" and message.incident.condition:
+        return f"No more: {title}" if message.well_again else f"Still: {title}"
     if message.kind == "summary":
         return f"{_times(message.failures)} more: {title}"
     return title
@@ -262,6 +269,9 @@ def _history(message: Message) -> str:
     """Return how often and since when, and what was held back."""
     incident = message.incident
     first, last = _clock(incident.first_seen), _clock(incident.last_seen)
+    if incident.condition:
+        until = "over" if message.kind == "resolved" or message.well_again else "last seen"
+        return f"Seen at {first}." if incident.failures == 1 else f"Since {first}, {until} at {last}."
     seen = f"at {last}" if incident.failures == 1 else f"{_times(incident.failures)} between {first} and {last}"
     parts = [f"Failed {seen}."]
     if message.held_back:
@@ -290,8 +300,10 @@ def _reasons(counts: Mapping[str, int]) -> str:
 def _facts(message: Message) -> list[tuple[str, str]]:
     """Return what is known besides the words, by its name. A resolved incident needs no figures."""
     incident = message.incident
-    facts = [("Flow", incident.flow), ("Scope", incident.scope)]
-    if message.kind == "resolved":
+    facts = [("" if incident.condition else "Flow", incident.flow), ("Scope", incident.scope)]
+    if message.kind == "resolved" and incident.condition:
+        facts.append(("It was", incident.what))
+    elif message.kind == "resolved":
         facts.append(("It was", incident.title))
     else:
         facts += [
@@ -300,7 +312,7 @@ def _facts(message: Message) -> list[tuple[str, str]]:
             ("So far", ", ".join(f"{number:,} {name}" for name, number in incident.counts.items())),
             ("Dead letters", _reasons(incident.dead_letters)),
         ]
-    return [(name, value) for name, value in facts if value]
+    return [(name, value) for name, value in facts if name and value]
 
 
 def format_text(message: Message) -> str:
@@ -312,9 +324,11 @@ def format_text(message: Message) -> str:
     lines += [f"{name}: {value}" for name, value in _facts(message)]
     lines.append(_history(message))
     if incident.link:
-        lines.append(f"Run: {incident.link}")
+        lines.append(f"{'See' if incident.condition else 'Run'}: {incident.link}")
     if incident.resume and message.kind != "resolved":
-        lines.append(f"Resume: {incident.resume}")
+        lines.append(f"{'Look' if incident.condition else 'Resume'}: {incident.resume}")
+    if incident.runbook and message.kind != "resolved":
+        lines.append(f"Runbook: {incident.runbook}")
     return "\n".join(lines)
 
 
@@ -341,15 +355,26 @@ def format_slack(message: Message) -> dict[str, Any]:
     blocks += [_section(text) for text in _packed(facts)]
     if incident.resume and message.kind != "resolved":
         command = slack_escape(incident.resume.replace("```", "'''"))
-        text = f"*To go on*\n```{command}```"
+        text = f"*{'To see more' if incident.condition else 'To go on'}*\n```{command}```"
         # Half a command is worse than none.
         blocks.append(_section(text if len(text) <= MAX_SECTION_CHARS else "*To go on* see the run's page"))
     if incident.link:
         label = "Open the run" if message.kind != "resolved" else "Open the run that completed"
-        blocks.append(_section(f"<{slack_escape(incident.link).replace('|', '%7C')}|{label}>"))
+        blocks.append(_section(_slack_link(incident.link, "Open the dashboard" if incident.condition else label)))
+    if incident.runbook and message.kind != "resolved":
+        # Without a public address it is a file of the project, which Slack has no link for.
+        address = incident.runbook
+        linked = address.startswith(("http://", "https://"))
+        blocks.append(
+            _section(_slack_link(address, "What to do") if linked else f"*What to do* {slack_escape(address)}")
+        )
     context = _fit(_history(message), MAX_FIELD_CHARS)
     blocks.append({"type": "context", "elements": [{"type": "mrkdwn", "text": context}]})
     return {"text": _fit(format_text(message), MAX_SECTION_CHARS), "blocks": blocks}
+
+
+def _slack_link(address: str, label: str) -> str:
+    return f"<{slack_escape(address).replace('|', '%7C')}|{label}>"
 
 
 def _section(text: str) -> dict[str, Any]:
@@ -400,6 +425,7 @@ def format_generic(message: Message) -> dict[str, Any]:
         "dead_letters": dict(incident.dead_letters),
         "link": incident.link,
         "resume": incident.resume,
+        "runbook": incident.runbook,
         "failures": incident.failures,
         "held_back": message.held_back,
         "first_seen": incident.first_seen.isoformat(),
