@@ -10,7 +10,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, Literal, TypeVar
+from urllib.parse import quote
 
+import orjson
 from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr
 
@@ -25,7 +27,7 @@ from blocks.gemini_clients import (
     rest_call,
 )
 from blocks.gemini_errors import Asked, in_our_words, redacted, usable_key
-from tasks.domain.errors import PipelineError, RecordError, TerminalError
+from tasks.domain.errors import PipelineError, RecordError, TerminalError, TransientError
 from tasks.domain.vectors import EmbedderFacts, Matrix, checked_vectors
 
 __all__ = ["BATCH_USD_PER_MILLION_TOKENS", "USD_PER_MILLION_TOKENS", "EmbedCall", "GeminiEmbedder", "Task"]
@@ -216,6 +218,26 @@ class GeminiEmbedder(Block):
                 f"Gemini refuses even one plain word: check model ({self.model}), dimensions "
                 f"({self.dimensions}) and the client's settings. {refused.reason}"
             )
+
+    def check_model(self) -> int:
+        """Return how many tokens of a text the model reads: proof of key, model and network that costs nothing.
+
+        Errors as in the class. Always over REST, whatever client embeds.
+        """
+        failure: PipelineError
+        try:
+            answer = orjson.loads(self._rest_client().call("GET", f"/v1beta/models/{quote(self.model, safe='')}"))
+            return int(answer["inputTokenLimit"])
+        except PipelineError as error:
+            failure = error
+        except (KeyError, TypeError, ValueError):
+            failure = TransientError("Gemini's answer about the model can't be read")
+        except Exception as error:  # noqa: BLE001 - as below: no client's error leaves with the key in it
+            asked = Asked(
+                self.api_key, model=self.model, timeout_seconds=self.timeout_seconds, job=f"the model {self.model}"
+            )
+            failure = in_our_words(error, asked)
+        raise failure
 
     def _embed(self, texts: Sequence[str], task: Task) -> Matrix:
         if len(texts) > MAX_TEXTS_PER_REQUEST:

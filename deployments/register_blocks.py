@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from blocks.backups import BackupStore
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
+from blocks.monitor import Monitor
 from blocks.quota import make_limits
 from blocks.s3 import S3Bucket
 from blocks.shards import ShardStore
@@ -23,7 +24,8 @@ from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from deployments.settings import Settings
-from flows.blocks import ALERTS, BACKUPS, GEMINI, LOCAL, SHARDS, SOURCE, VECTORS, PipelineEmbedder
+from deployments.work_pool import POOL
+from flows.blocks import ALERTS, BACKUPS, GEMINI, LOCAL, MONITOR, SHARDS, SOURCE, VECTORS, PipelineEmbedder
 from tasks.domain.quotas import Quota
 
 
@@ -36,6 +38,7 @@ class PipelineBlocks:
     shards: ShardStore
     backups: BackupStore
     local: LocalEmbedder
+    monitor: Monitor
     gemini: GeminiEmbedder | None
     alerts: SlackNotifier | None = None
 
@@ -52,6 +55,7 @@ class PipelineBlocks:
             SHARDS: self.shards,
             BACKUPS: self.backups,
             LOCAL: self.local,
+            MONITOR: self.monitor,
             GEMINI: self.gemini,
             ALERTS: self.alerts,
         }
@@ -74,6 +78,12 @@ def make_blocks(settings: Settings, *, embedded_uri: str | None = None) -> Pipel
         shards=_shards(settings),
         backups=_backups(settings),
         local=LocalEmbedder(),
+        monitor=Monitor(
+            folder=settings.home.resolve(),
+            limits=settings.limits,
+            public_url=settings.cryptique_public_url,
+            pool=POOL,
+        ),
         gemini=None if settings.gemini_api_key is None else _gemini(settings, settings.gemini_api_key),
         alerts=None
         if settings.slack_webhook_url is None

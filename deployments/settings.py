@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tasks.domain.alerts import Limits
 from tasks.domain.errors import InputError
 from tasks.domain.incidents import WebhookKind
 from tasks.domain.rows import VectorForm
@@ -131,6 +132,56 @@ class Settings(BaseSettings):
     )
     cryptique_alert_webhook_kind: WebhookKind = Field(
         default="slack", description="What listens at the webhook: slack, discord, or generic (flat JSON)."
+    )
+    cryptique_alert_error_rate: float = Field(
+        default=0.10, gt=0, le=1, description="Alert (critical) when a larger share of requests fails, of five minutes."
+    )
+    cryptique_alert_error_sample: int = Field(
+        default=20, ge=1, description="Requests that must have been made before their share of failures counts."
+    )
+    cryptique_alert_slow_seconds: float = Field(
+        default=5.0, gt=0, description="Alert (warning) when 95 % of responses take longer."
+    )
+    cryptique_alert_memory: float = Field(
+        default=0.80,
+        gt=0,
+        le=1,
+        description="Alert (warning) when more of the memory is used, of the container's limit.",
+    )
+    cryptique_alert_queue: int = Field(default=100, ge=0, description="Alert (warning) when more jobs wait.")
+    cryptique_alert_ingest_lag_seconds: float = Field(
+        default=900.0, gt=0, description="Alert (warning) when what changed in the source waits longer."
+    )
+    cryptique_alert_backup_hours: float = Field(
+        default=26.0, gt=0, description="Alert (critical) when the newest good backup is older."
+    )
+    cryptique_alert_dead_letters: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Alert (warning) when a run refuses a larger share of 100 records and more.",
+    )
+    cryptique_alert_usd_per_day: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Alert (critical) when embedding costs more since midnight UTC. Unset: "
+        "CRYPTIQUE_GEMINI_USD_PER_DAY.",
+    )
+    cryptique_alert_disk: float = Field(
+        default=0.90, gt=0, le=1, description="Alert (critical) when more of the disk of CRYPTIQUE_HOME is used."
+    )
+    cryptique_alert_cpu: float = Field(
+        default=0.95, gt=0, le=1, description="A line in the log when the processors are busier, over ten minutes."
+    )
+    cryptique_alert_replication_lag_seconds: float = Field(
+        default=60.0, gt=0, description="Alert (warning) when a replica of MongoDB is further behind."
+    )
+    cryptique_alert_connections: float = Field(
+        default=0.80, gt=0, le=1, description="Alert (warning) when more of MongoDB's connections are taken."
+    )
+    cryptique_alert_slow_operations: int = Field(
+        default=5, ge=0, description="Alert (warning) when more operations of MongoDB run for over ten seconds."
     )
     cryptique_public_url: str | None = Field(
         default=None,
@@ -327,6 +378,26 @@ class Settings(BaseSettings):
         if name is not None and (len(name) > 63 or any(char in name for char in '/\\. "$*<>:|?')):
             raise ValueError('a MongoDB database name has at most 63 characters and none of / \\ . " $ * < > : | ?')
         return name
+
+    @property
+    def limits(self) -> Limits:
+        """Return from where on the monitor tells of something."""
+        return Limits(
+            error_rate=self.cryptique_alert_error_rate,
+            error_sample=self.cryptique_alert_error_sample,
+            slow_s=self.cryptique_alert_slow_seconds,
+            memory=self.cryptique_alert_memory,
+            queue=self.cryptique_alert_queue,
+            ingest_lag_s=self.cryptique_alert_ingest_lag_seconds,
+            backup_age_s=self.cryptique_alert_backup_hours * 3_600,
+            dead_letters=self.cryptique_alert_dead_letters,
+            usd_per_day=self.cryptique_alert_usd_per_day or self.cryptique_gemini_usd_per_day,
+            disk=self.cryptique_alert_disk,
+            cpu=self.cryptique_alert_cpu,
+            replication_lag_s=self.cryptique_alert_replication_lag_seconds,
+            connections=self.cryptique_alert_connections,
+            slow_operations=self.cryptique_alert_slow_operations,
+        )
 
     @property
     def embedder(self) -> EmbedderName:

@@ -15,6 +15,7 @@ from blocks.backups import BackupStore
 from blocks.embedders import fitted
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
+from blocks.monitor import Monitor
 from blocks.quota import open_gate
 from blocks.shards import ShardStore
 from blocks.slack import SlackNotifier
@@ -31,7 +32,7 @@ from tasks.domain.vectors import EmbedderFacts
 from tasks.embed import Slots
 
 SOURCE, VECTORS, SHARDS, GEMINI, LOCAL = "source", "vectors", "shards", "gemini", "local"
-ALERTS, BACKUPS = "alerts", "backups"
+ALERTS, BACKUPS, MONITOR = "alerts", "backups", "monitor"
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 PipelineEmbedder = GeminiEmbedder | LocalEmbedder
@@ -67,6 +68,11 @@ def load_shards() -> ShardStore:
 def load_backups() -> BackupStore:
     """Return the store of backups."""
     return _load(BackupStore, BACKUPS)
+
+
+def load_monitor() -> Monitor:
+    """Return what the monitor goes by."""
+    return _load(Monitor, MONITOR)
 
 
 def load_embedder(vectors: VectorStore) -> PipelineEmbedder:

@@ -113,9 +113,19 @@ def send_alert(incident: Incident, *, notifier: SlackNotifier, book: IncidentBoo
 
 
 def tell_resolved(
-    flow: str, *, link: str | None, scope: str, notifier: SlackNotifier, book: IncidentBook, now: datetime
+    flow: str,
+    *,
+    link: str | None,
+    scope: str,
+    notifier: SlackNotifier,
+    book: IncidentBook,
+    now: datetime,
+    cause: str | None = None,
 ) -> list[Told]:
-    """Tell that a flow completed again, once for each of its causes that was told of. Raises what the book raises."""
+    """Tell that a flow completed again, once for each of its causes that was told of, or for one ``cause`` alone.
+
+    Raises what the book raises.
+    """
 
     def rule(memory: Memory | None) -> Decision | None:
         if memory is None or not (memory.failing or memory.told_failing):
@@ -126,7 +136,9 @@ def tell_resolved(
             message = replace(message, incident=replace(before, link=link, scope=scope))
         return memory, message
 
-    return _tell_each(lambda memory: memory.incident.flow == flow, rule, notifier, book, now)
+    return _tell_each(
+        lambda memory: memory.incident.flow == flow and cause in (None, memory.cause), rule, notifier, book, now
+    )
 
 
 def tell_due(*, notifier: SlackNotifier, book: IncidentBook, now: datetime) -> list[Told]:

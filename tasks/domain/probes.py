@@ -12,7 +12,7 @@ Verdict = Literal["ok", "failed", "unknown"]
 
 PROBES = (
     *("source", "vectors", "embedder", "backups", "prefect", "workers", "queue", "ingest"),
-    *("letters", "spending", "requests", "disk", "memory", "cpu"),
+    *("letters", "spending", "requests", "disk", "memory", "cpu", "watch"),
 )
 #: Without one of these nothing is searched or taken over: a look in which one fails is downtime.
 VITAL = ("source", "vectors", "prefect")

@@ -303,6 +303,16 @@ class LoopbackGemini:
             return Reply(status=refusal.status, body=refusal.body)
         return self.batches.answer(method, path, headers, body)
 
+    def _describe_model(self, path: str, headers: Any) -> _Answer:
+        """Return what `models.get` answers. It is no request for vectors, and not recorded as one."""
+        name = urlsplit(path).path.removeprefix("/v1beta/models/")
+        if (key := headers.get("x-goog-api-key")) != self.api_key:
+            return _wrong_key(key)
+        if name not in self.models:
+            return _unknown_model(name)
+        facts = {"name": f"models/{name}", "version": "001", "inputTokenLimit": 2_048, "outputTokenLimit": 1}
+        return _Answer(200, orjson.dumps({**facts, "supportedGenerationMethods": ["embedContent"]}))
+
     def _answer(self, path: str, headers: Any, body: bytes) -> _Answer | None:
         """Return the answer to a request, or None to drop the connection; record it either way."""
         with self._lock:
@@ -460,7 +470,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Stay silent: tests read the records instead."""
 
     def do_GET(self) -> None:
-        self._do_batches(b"")
+        if BatchService.is_for(self.path):
+            self._do_batches(b"")
+            return
+        answer = self.gemini._describe_model(self.path, self.headers)
+        self.send_response(answer.status)
+        self.send_header("Content-Type", "application/json; charset=UTF-8")
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body)
 
     def do_DELETE(self) -> None:
         self._do_batches(b"")
