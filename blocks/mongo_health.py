@@ -136,7 +136,7 @@ def read_refusals(store: MongoDatabase, *, since: datetime, sample: int) -> list
     newest = {name: {"$first": f"${path}"} for name, path in _OF_A_JOB.items()}
     pipeline: list[dict[str, Any]] = [
         {"$match": wanted},
-        {"$sort": {"createdAt": -1}},
+        {"$sort": {"createdAt": -1, "_id": -1}},
         {"$group": {"_id": "$sourceType", **newest}},
         {"$sort": {"_id": 1}},
     ]

@@ -30,6 +30,7 @@ from tasks.domain.documents import holder_of, make_key
 from tasks.domain.errors import ShardDamagedError, TerminalError
 from tasks.domain.generations import FIRST, Book, EmbedderName, Generation, own_key, own_name
 from tasks.domain.manifests import Manifest, ShardOutcome
+from tasks.domain.meters import Measure, measure_row, read_measure
 from tasks.domain.profiles import Profile
 from tasks.domain.quotas import Allowance, Spending, quota_day
 from tasks.domain.registry import PLURALS, describer_version
@@ -1100,6 +1101,28 @@ class VectorStore(MongoDatabase):
                 return book.replace_one(as_read, row).matched_count == 1
             except mongo.DuplicateKeyError:
                 return False
+
+    # -- what requests did ------------------------------------------------------------------------------------
+
+    def add_measures(self, measures: Mapping[str, Measure]) -> None:
+        """Write measures down by their ids; one whose id is known is written already."""
+        now = datetime.now(UTC)
+        with mongo_errors("writing measures", self.setting):
+            book = self.open_database().get_collection(schema.MEASURES, write_concern=_DURABLE)
+            try:
+                book.insert_many([measure_row(key, one, now=now) for key, one in measures.items()], ordered=False)
+            except mongo.BulkWriteError as error:
+                if any(one["code"] != _DUPLICATE_KEY for one in (error.details or {}).get("writeErrors", ())):
+                    raise
+
+    def read_measures(self, since: datetime, until: datetime | None = None) -> list[Measure]:
+        """Return what all processes wrote of the minutes from that of ``since`` to ``until``, the oldest first."""
+        wanted: dict[str, Any] = {"$gte": since.replace(second=0, microsecond=0)}
+        if until is not None:
+            wanted["$lt"] = until
+        with mongo_errors("reading measures", self.setting):
+            rows = self.open_database()[schema.MEASURES].find({"minute": wanted}, {"_id": 0}).sort("minute", 1)
+            return [read_measure(row) for row in rows]
 
     def _initialise_incidents(self) -> None:
         """Make the collection as ``initialise`` would: the first failure may come before its first run."""

@@ -22,6 +22,7 @@ from uuid import uuid4
 from prefect import get_run_logger, runtime
 
 from blocks.code_version import read_code_version
+from blocks.meters import write_measures
 from blocks.shards import ShardStore
 from blocks.vector_store import VectorStore
 from flows.blocks import Parts, gated
@@ -315,6 +316,7 @@ def _heartbeat(job: Job, parts: Parts) -> Iterator[None]:
             with suppress(PipelineError):
                 if not parts.vectors.touch_job(job.id, run_id=job.run.id):
                     parts.stopping.set()
+                write_measures(parts.vectors)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -325,6 +327,10 @@ def _heartbeat(job: Job, parts: Parts) -> Iterator[None]:
         _at_work_here.discard(job.id)
         stopped.set()
         thread.join()
+        try:
+            write_measures(parts.vectors)
+        except PipelineError as error:
+            get_run_logger().warning("what requests did is written later: %s", error)
 
 
 def forget(run: Run, parts: Parts) -> None:

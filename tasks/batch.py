@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from tenacity import (
 
 from blocks.gemini import GeminiEmbedder
 from blocks.gemini_batches import BatchFacts, BatchGoneError, BatchJob
+from blocks.meters import METER
 from blocks.quota import GEMINI_QUOTA
 from blocks.shards import PaidTexts, ShardStore
 from blocks.vector_store import VectorStore
@@ -37,6 +39,7 @@ from tasks.domain.errors import (
     ThrottledError,
     TransientError,
 )
+from tasks.domain.manifests import BATCH_PRICE_SHARE
 from tasks.domain.quotas import Allowance, cost_nano_usd, wait_before
 from tasks.domain.rows import Verdict
 from tasks.domain.runs import Run
@@ -387,6 +390,8 @@ def collect_texts(
                     hashes = [key for key, _ in some]
                     counts = [tokens[key] for key in hashes]
                     paid.keep(hashes, np.stack([row for _, row in some]), tokens=counts, shard=submission.shard)
+                    usd = sum(counts) * BATCH_PRICE_SHARE * embedder.facts.usd_per_million_tokens / 1_000_000
+                    METER.add("embed", at=datetime.now(UTC), texts=len(hashes), tokens=sum(counts), usd=usd)
                     known.update(hashes)
                     if stop.is_set():
                         raise StoppedError

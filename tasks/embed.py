@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +22,13 @@ from bson import ObjectId
 from prefect import task
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
+from blocks.meters import METER
 from blocks.shards import PaidTexts, ShardStore, TableSink
 from tasks.domain.batches import batched
 from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.errors import (
     NotSentError,
+    PipelineError,
     QuotaSpentError,
     RecordError,
     StoppedError,
@@ -133,7 +137,9 @@ def embed_shard(
     ):
         # What the shard paid for itself is read from where it is kept; the file holds what it has from others.
         own = {key for reply in paid.replies_of(shard.number) for key in reply.hashes}
-        missing = _write_known([text for text in _texts_to_embed(chunks) if text.hash not in own], paid, sink)
+        wanted = [text for text in _texts_to_embed(chunks) if text.hash not in own]
+        missing = _write_known(wanted, paid, sink)
+        METER.add("embed", at=datetime.now(UTC), reused=len(wanted) - len(missing))
         while missing:
             mine, others = paid.claim([text.hash for text in missing])
             claimed = set(mine)
@@ -226,12 +232,12 @@ class _Service:
         if self.stop.is_set():
             raise StoppedError
         texts, gate = [text.text for text in batch], self.gate
-        if gate is None:
-            return self.embedder.embed_documents(texts)
         tokens = sum(text.tokens for text in batch)
+        if gate is None:
+            return self._ask(texts, tokens)
         gate.occupy(len(texts), tokens)
         try:
-            return self.embedder.embed_documents(texts)
+            return self._ask(texts, tokens)
         except ThrottledError as error:
             gate.give_back(len(texts), tokens)
             if error.retry_after_seconds is not None:
@@ -248,6 +254,26 @@ class _Service:
             # Google charges nothing for a request that it answers with 400, but counts it against the quota.
             gate.give_back(0, tokens)
             raise
+
+    def _ask(self, texts: list[str], tokens: int) -> Matrix:
+        """Return the vectors of one call, and count what became of it."""
+        usd = tokens * self.embedder.facts.usd_per_million_tokens / 1_000_000
+        began = time.monotonic()
+
+        def count(**more: Any) -> None:
+            METER.count("embed", at=datetime.now(UTC), seconds=time.monotonic() - began, **more)
+
+        try:
+            vectors = self.embedder.embed_documents(texts)
+        except RecordError:
+            # The text is at fault: the embedder did what it should.
+            count()
+            raise
+        except PipelineError as error:
+            count(error=type(error).__name__, throttled=isinstance(error, ThrottledError | QuotaSpentError))
+            raise
+        count(texts=len(texts), tokens=tokens, usd=usd)
+        return vectors
 
     def _sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from bson import ObjectId
 
 from blocks.embedders import Embedders
+from blocks.meters import METER
 from blocks.vector_store import VectorStore
 from tasks.domain.errors import PipelineError
 from tasks.domain.owners import site_filter
@@ -68,6 +71,25 @@ def search(
     store that never had another generation any but the one that was given first.
     """
     embedders = embedder if isinstance(embedder, Embedders) else Embedders(embedder)
+    began = time.monotonic()
+    try:
+        answers = _search_live(questions, tenant, limit, vectors, embedders)
+    except PipelineError as error:
+        _count(began, len(questions), error=type(error).__name__)
+        raise
+    for found in answers:
+        _count(began, len(questions), results=len(found), score=found[0].score if found else None)
+    return answers
+
+
+def _count(began: float, questions: int, **more: Any) -> None:
+    """Count one question's answer, or the failure of all that were asked together."""
+    METER.count("search", at=datetime.now(UTC), seconds=(time.monotonic() - began) / max(1, questions), **more)
+
+
+def _search_live(
+    questions: Sequence[str], tenant: Tenant, limit: int, vectors: VectorStore, embedders: Embedders
+) -> list[list[Hit]]:
     while True:
         chosen = vectors if vectors.generation is not None else vectors.at()
         try:

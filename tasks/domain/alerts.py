@@ -81,7 +81,8 @@ class Looks:
         """
         good = bad = 0.0
         found = list(looks)
-        for (at, failed), after in zip(found, [*(at for at, _ in found[1:]), until], strict=True):
+        ends = [*(at for at, _ in found[1:]), until]
+        for (at, failed), after in zip(found, ends, strict=False):
             held = max(0.0, min(after - at, covers_s))
             good, bad = (good, bad + held) if failed else (good + held, bad)
         return cls(good, bad, max(0.0, until - since - good - bad))

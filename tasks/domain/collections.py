@@ -18,6 +18,7 @@ INCIDENTS = "ragincidents"
 PARTIALS, AGGREGATES = "ragpartials", "ragaggregates"
 UNITS, SCOPES = "ragfigureunits", "ragfigurescopes"
 PROFILES = "ragprofiles"
+MEASURES = "ragmeasures"
 
 #: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
 LOOKUP_INDEX = "documentId_stored_as"
@@ -395,6 +396,26 @@ PROFILE_BOOK = Collection(
     (),
 )
 
+#: What requests did, minute by minute: one row for each process and kind whenever it writes.
+MEASURE_ROWS = Collection(
+    MEASURES,
+    _document(
+        ["minute", "kind", "calls", "failed", "seconds", "buckets", "errors", "createdAt"],
+        minute=_DATE,
+        kind=_one_of("embed", "search", "http"),
+        calls=_NUMBER,
+        failed=_NUMBER,
+        seconds=_NUMBER,
+        buckets={"bsonType": "array", "items": _NUMBER},
+        errors={"bsonType": "array"},
+        createdAt=_DATE,
+    ),
+    (
+        _index("minute"),
+        _index("createdAt", expireAfterSeconds=35 * _DAY_S),
+    ),
+)
+
 COLLECTIONS = (
     VECTOR_DOCUMENTS,
     EMBEDDING_JOBS,
@@ -407,6 +428,7 @@ COLLECTIONS = (
     FIGURE_SCOPES,
     AGGREGATE_RECORDS,
     PROFILE_BOOK,
+    MEASURE_ROWS,
 )
 
 VECTOR_INDEX = "vector_index"

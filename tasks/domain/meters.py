@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 #: A request to the embedder, a search, or a request to the HTTP service.
 Kind = Literal["embed", "search", "http"]
@@ -95,6 +95,24 @@ def merged(measures: Iterable[Measure], kind: Kind) -> Measure | None:
     return found
 
 
+def measure_row(key: str, measure: Measure, *, now: datetime) -> dict[str, Any]:
+    """Return a measure as plain values. Errors are pairs, because a name in MongoDB should hold no dot."""
+    values = {item.name: getattr(measure, item.name) for item in fields(measure)}
+    return {
+        **values,
+        "_id": key,
+        "buckets": list(measure.buckets),
+        "errors": [[code, number] for code, number in measure.errors.items()],
+        "createdAt": now,
+    }
+
+
+def read_measure(row: Mapping[str, Any]) -> Measure:
+    """Return the measure that ``measure_row`` was called on."""
+    values = {item.name: row[item.name] for item in fields(Measure) if item.name in row}
+    return Measure(**{**values, "buckets": tuple(row["buckets"]), "errors": dict(row["errors"])})
+
+
 class Meter:
     """Counts what this process does. Safe to call from any thread."""
 
@@ -137,6 +155,13 @@ class Meter:
             scored=int(score is not None),
         )
         self.give_back([one])
+
+    def add(
+        self, kind: Kind, *, at: datetime, texts: int = 0, tokens: int = 0, usd: float = 0.0, reused: int = 0
+    ) -> None:
+        """Add what belongs to no one call: what a batch job brought, and texts that needed no call."""
+        minute = at.astimezone(UTC).replace(second=0, microsecond=0)
+        self.give_back([Measure(minute, kind, texts=texts, tokens=tokens, usd=usd, reused=reused)])
 
     def take(self) -> list[Measure]:
         """Return what was counted, the oldest first, and forget it here."""
