@@ -207,7 +207,7 @@ def watch_reading(book: MonitorBook, *, silent_after_s: float, now: datetime) ->
 
 
 @flow(
-    name=MONITOR,
+    name="monitor",
     on_failure=[alert_on_failure],
     on_crashed=[alert_on_crashed],
     on_completion=[resolve_on_completion],
