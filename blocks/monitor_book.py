@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, at REAL NOT NULL) WITHO
 """
 _BUSY_S = 10.0
 #: Looks further apart than this leave a time in which nobody looked.
-_LOOK_COVERS = timedelta(minutes=6)
+LOOK_COVERS = timedelta(minutes=6)
 
 
 class MonitorBook:
@@ -110,18 +110,40 @@ class MonitorBook:
             found = connection.execute(query).fetchall()
         return {row[0]: _reading(row) for row in found}
 
-    def count_looks(self, since: datetime, until: datetime) -> Looks:
-        """Return how long in ``[since, until)`` all vital parts answered, one did not, or nobody looked."""
+    def read_looks(self, since: datetime, until: datetime) -> list[tuple[float, int]]:
+        """Return the moments of ``[since, until)`` at which vital parts were looked at, and whether one failed."""
         marks = ", ".join("?" * len(VITAL))
         query = (
             "SELECT at, max(verdict = 'failed') FROM readings "
             f"WHERE probe IN ({marks}) AND at >= ? AND at < ? GROUP BY at ORDER BY at"
         )
         with self._opened() as connection:
-            rows = connection.execute(query, [*VITAL, since.timestamp(), until.timestamp()]).fetchall()
+            return connection.execute(query, [*VITAL, since.timestamp(), until.timestamp()]).fetchall()
+
+    def count_looks(self, since: datetime, until: datetime) -> Looks:
+        """Return how long in ``[since, until)`` all vital parts answered, one did not, or nobody looked."""
+        rows = self.read_looks(since, until)
         return Looks.from_times(
-            rows, since=since.timestamp(), until=until.timestamp(), covers_s=_LOOK_COVERS.total_seconds()
+            rows, since=since.timestamp(), until=until.timestamp(), covers_s=LOOK_COVERS.total_seconds()
         )
+
+    def read_figure(
+        self, probe: str, figure: str, since: datetime, until: datetime, step: timedelta
+    ) -> dict[datetime, float]:
+        """Return the greatest value of a probe's figure in each step of ``[since, until)`` that has one.
+
+        Steps are known by their beginnings, which are multiples of ``step`` since 1970.
+        """
+        step_s = step.total_seconds()
+        query = (
+            "SELECT CAST(at / :step AS INTEGER) * :step AS began, max(json_extract(figures, '$.' || :figure)) "
+            "FROM readings WHERE probe = :probe AND at >= :since AND at < :until "
+            "AND json_extract(figures, '$.' || :figure) IS NOT NULL GROUP BY began ORDER BY began"
+        )
+        wanted = {"since": since.timestamp(), "until": until.timestamp(), "probe": probe, "figure": figure}
+        with self._opened() as connection:
+            rows = connection.execute(query, {**wanted, "step": step_s}).fetchall()
+        return {_moment(began): float(value) for began, value in rows}
 
     def prune(self, before: datetime) -> int:
         """Delete readings from before this moment, and alerts that ended before it; return how many."""

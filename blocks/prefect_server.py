@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
@@ -45,6 +45,22 @@ class PrefectServer:
             "expected_start_time": {"before_": now.astimezone(UTC).isoformat()},
         }
         return int(self._ask("POST", "/flow_runs/count", {"flow_runs": wanted}))
+
+    def count_runs(self, states: Sequence[str], *, since: datetime | None = None) -> int:
+        """Return how many runs are in states of these types; those that began since then."""
+        wanted: dict[str, Any] = {"state": {"type": {"any_": list(states)}}}
+        if since is not None:
+            wanted["start_time"] = {"after_": since.astimezone(UTC).isoformat()}
+        return int(self._ask("POST", "/flow_runs/count", {"flow_runs": wanted}))
+
+    def read_runs(self, states: Sequence[str], *, sort: str, limit: int) -> list[dict[str, Any]]:
+        """Return runs in states of these types, in the server's words, each with the name of its flow as ``flow``."""
+        wanted = {"state": {"type": {"any_": list(states)}}}
+        runs = self._ask("POST", "/flow_runs/filter", {"flow_runs": wanted, "sort": sort, "limit": limit})
+        ids = sorted({run["flow_id"] for run in runs})
+        flows = self._ask("POST", "/flows/filter", {"flows": {"id": {"any_": ids}}}) if ids else []
+        names = {flow["id"]: flow["name"] for flow in flows}
+        return [{**run, "flow": names.get(run["flow_id"], "")} for run in runs]
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         headers = {}
