@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
@@ -14,6 +15,19 @@ from pydantic import SecretStr
 from tasks.domain.errors import TerminalError, TransientError
 
 _UNAUTHORIZED = (401, 403)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefectRun:
+    """A flow run as the server knows it; ``seconds`` is for how long it ran."""
+
+    id: str
+    name: str
+    state_type: str
+    state_name: str
+    message: str
+    expected: datetime
+    seconds: float
 
 
 class PrefectServer:
@@ -45,6 +59,27 @@ class PrefectServer:
             "expected_start_time": {"before_": now.astimezone(UTC).isoformat()},
         }
         return int(self._ask("POST", "/flow_runs/count", {"flow_runs": wanted}))
+
+    def read_runs(self, since: datetime, *, limit: int = 200) -> list[PrefectRun]:
+        """Return the runs that should have begun since then, the newest first; at most so many."""
+        body = {
+            "flow_runs": {"expected_start_time": {"after_": since.astimezone(UTC).isoformat()}},
+            "sort": "EXPECTED_START_TIME_DESC",
+            "limit": limit,
+        }
+        rows = self._ask("POST", "/flow_runs/filter", body)
+        return [
+            PrefectRun(
+                id=str(row["id"]),
+                name=str(row["name"]),
+                state_type=str(row["state_type"]),
+                state_name=str(row["state_name"]),
+                message=str((row.get("state") or {}).get("message") or ""),
+                expected=datetime.fromisoformat(row["expected_start_time"]),
+                seconds=float(row.get("total_run_time") or 0.0),
+            )
+            for row in rows
+        ]
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         headers = {}
