@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
@@ -14,6 +15,21 @@ from pydantic import SecretStr
 from tasks.domain.errors import TerminalError, TransientError
 
 _UNAUTHORIZED = (401, 403)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefectRun:
+    """A flow run as the server knows it; ``seconds`` is for how long it ran, or runs."""
+
+    id: str
+    name: str
+    flow: str
+    state_type: str
+    state_name: str
+    message: str
+    expected: datetime | None
+    began: datetime | None
+    seconds: float
 
 
 class PrefectServer:
@@ -47,20 +63,20 @@ class PrefectServer:
         return int(self._ask("POST", "/flow_runs/count", {"flow_runs": wanted}))
 
     def count_runs(self, states: Sequence[str], *, since: datetime | None = None) -> int:
-        """Return how many runs are in states of these types; those that began since then."""
+        """Return how many runs are in states of these types, or only those of them that began since then."""
         wanted: dict[str, Any] = {"state": {"type": {"any_": list(states)}}}
         if since is not None:
             wanted["start_time"] = {"after_": since.astimezone(UTC).isoformat()}
         return int(self._ask("POST", "/flow_runs/count", {"flow_runs": wanted}))
 
-    def read_runs(self, states: Sequence[str], *, sort: str, limit: int) -> list[dict[str, Any]]:
-        """Return runs in states of these types, in the server's words, each with the name of its flow as ``flow``."""
+    def read_runs(self, states: Sequence[str], *, sort: str, limit: int) -> list[PrefectRun]:
+        """Return runs in states of these types, sorted as the server names it; at most so many."""
         wanted = {"state": {"type": {"any_": list(states)}}}
-        runs = self._ask("POST", "/flow_runs/filter", {"flow_runs": wanted, "sort": sort, "limit": limit})
-        ids = sorted({run["flow_id"] for run in runs})
+        rows = self._ask("POST", "/flow_runs/filter", {"flow_runs": wanted, "sort": sort, "limit": limit})
+        ids = sorted({str(row["flow_id"]) for row in rows})
         flows = self._ask("POST", "/flows/filter", {"flows": {"id": {"any_": ids}}}) if ids else []
-        names = {flow["id"]: flow["name"] for flow in flows}
-        return [{**run, "flow": names.get(run["flow_id"], "")} for run in runs]
+        names = {flow["id"]: str(flow["name"]) for flow in flows}
+        return [_run(row, names.get(row["flow_id"], "")) for row in rows]
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         headers = {}
@@ -80,6 +96,22 @@ class PrefectServer:
             return response.json()
         except ValueError:
             raise TransientError(f"{self.url} does not answer like a Prefect server") from None
+
+
+def _run(row: Mapping[str, Any], flow: str) -> PrefectRun:
+    began, expected = row.get("start_time"), row.get("expected_start_time")
+    return PrefectRun(
+        id=str(row["id"]),
+        name=str(row["name"]),
+        flow=flow,
+        state_type=str(row["state_type"]),
+        state_name=str(row["state_name"]),
+        message=str((row.get("state") or {}).get("message") or ""),
+        expected=None if expected is None else datetime.fromisoformat(expected),
+        began=None if began is None else datetime.fromisoformat(began),
+        # What runs has no total yet but an estimate.
+        seconds=float(row.get("estimated_run_time") or row.get("total_run_time") or 0.0),
+    )
 
 
 def _is_local(url: str) -> bool:

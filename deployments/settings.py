@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -183,6 +184,27 @@ class Settings(BaseSettings):
     cryptique_alert_slow_operations: int = Field(
         default=5, ge=0, description="Alert (warning) when more operations of MongoDB run for over ten seconds."
     )
+    cryptique_admin_token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Password of the user admin on the operations pages, and bearer token of /metrics; 16 characters "
+        "at least. Unset: these pages are closed; `cryptique-rag up` makes one under CRYPTIQUE_HOME.",
+        examples=["32-random-characters"],
+    )
+    cryptique_http_host: str = Field(
+        default="127.0.0.1",
+        description="Address that `cryptique-rag serve` listens on; a proxy belongs before any other.",
+    )
+    cryptique_http_port: int = Field(default=8600, ge=1, le=65_535, description="Port that it listens on.")
+    cryptique_http_rate_limit: int = Field(
+        default=100, ge=1, description="Requests that one client may make per window, all processes together."
+    )
+    cryptique_http_rate_window_seconds: int = Field(default=900, ge=1, description="Seconds of that window.")
+    cryptique_http_trusted_proxies: str | None = Field(
+        default=None,
+        description="Networks of proxies whose X-Forwarded-For says who asks, separated by commas. Unset: none.",
+        examples=["10.0.0.0/8"],
+    )
     cryptique_public_url: str | None = Field(
         default=None,
         description="Where people reach `cryptique-rag serve` in a browser; alerts link there. Unset: they name the "
@@ -315,6 +337,17 @@ class Settings(BaseSettings):
         if parts.username is not None or parts.password is not None:
             raise ValueError("must not hold a user or a password: addresses are shown in logs")
         return url.rstrip("/")
+
+    @field_validator("cryptique_http_trusted_proxies")
+    @classmethod
+    def _require_networks(cls, networks: str | None) -> str | None:
+        for part in (networks or "").split(","):
+            try:
+                if part.strip():
+                    ip_network(part.strip(), strict=False)
+            except ValueError:
+                raise ValueError("must be networks such as 10.0.0.0/8, separated by commas") from None
+        return networks
 
     @field_validator("cryptique_shards", "cryptique_backups")
     @classmethod

@@ -19,7 +19,8 @@ from tasks.domain import collections as schema
 Record = dict[str, Any]
 #: A load's partitions have jobs of their own; what they did is in the load's too.
 _NO_PARTITION: Record = {"metadata.tags": {"$ne": "partition"}}
-_SAMPLE = 3
+#: Of so many reasons some records are shown, and so many of each.
+_SAMPLED, _SAMPLES = 12, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +46,18 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class LetterReason:
-    """Open dead letters of one source, stage and code: how many, the last one's reason, and some records' ids."""
+    """Open dead letters of one source, stage and code: how many, how many of them lately, and the newest of them.
+
+    ``samples`` are pairs of a record's ``_id``, of any type, and the reason; nothing else of a record.
+    """
 
     source: str
     stage: str
     code: str
     count: int
-    since_count: int
+    lately: int
     newest: datetime
-    reason: str
-    record_ids: tuple[Any, ...]
+    samples: tuple[tuple[Any, str], ...]
 
 
 def read_work(store: MongoDatabase, since: datetime, step: timedelta) -> list[Work]:
@@ -128,36 +131,29 @@ def count_run_errors(store: MongoDatabase, since: datetime, lately: datetime) ->
 
 def count_letters(store: VectorStore, lately: datetime) -> list[LetterReason]:
     """Return the open dead letters of the generation that the store is at, the most frequent reason first."""
-    pipeline: list[Record] = [
-        {"$match": {"status": "open"}},
-        # Of each reason the newest records are shown; what is kept of a record stays where it is.
-        {"$project": {"sourceType": 1, "stage": 1, "code": 1, "time": 1, "reason": 1, "sourceId": 1}},
-        {"$sort": {"time": -1, "_id": 1}},
-        {
-            "$group": {
-                "_id": {"source": "$sourceType", "stage": "$stage", "code": "$code"},
-                **_counts(1, "$time", lately),
-                "reason": {"$first": "$reason"},
-                "ids": {"$push": "$sourceId"},
-            }
-        },
-        {"$project": {"count": 1, "lately": 1, "newest": 1, "reason": 1, "ids": {"$slice": ["$ids", _SAMPLE]}}},
-        {"$sort": {"count": -1, "_id": 1}},
-    ]
-    rows = _aggregate(store, store.letters_name, pipeline, "counting dead letters")
+    group = {"_id": {"source": "$sourceType", "stage": "$stage", "code": "$code"}, **_counts(1, "$time", lately)}
+    pipeline: list[Record] = [{"$match": {"status": "open"}}, {"$group": group}, {"$sort": {"count": -1, "_id": 1}}]
+    rows = _flat(_aggregate(store, store.letters_name, pipeline, "counting dead letters"))
     return [
         LetterReason(
-            source=str(row["_id"]["source"]),
-            stage=str(row["_id"]["stage"]),
-            code=str(row["_id"]["code"]),
+            source=str(row["source"]),
+            stage=str(row["stage"]),
+            code=str(row["code"]),
             count=int(row["count"]),
-            since_count=int(row["lately"]),
+            lately=int(row["lately"]),
             newest=row["newest"],
-            reason=str(row["reason"]),
-            record_ids=tuple(row["ids"]),
+            samples=_samples(store, row) if place < _SAMPLED else (),
         )
-        for row in rows
+        for place, row in enumerate(rows)
     ]
+
+
+def _samples(store: VectorStore, row: Record) -> tuple[tuple[Any, str], ...]:
+    # By the index of status, code and time; what is kept of the record stays where it is.
+    wanted = {"status": "open", "code": row["code"], "sourceType": row["source"], "stage": row["stage"]}
+    with mongo_errors("reading dead letters", store.setting):
+        found = store.open_database()[store.letters_name].find(wanted, {"_id": 0, "sourceId": 1, "reason": 1})
+        return tuple((one["sourceId"], str(one["reason"])) for one in found.sort("time", -1).limit(_SAMPLES))
 
 
 def count_jobs(store: MongoDatabase) -> dict[str, int]:
