@@ -129,6 +129,15 @@ def count_run_errors(store: MongoDatabase, since: datetime, lately: datetime) ->
     return _flat(_aggregate(store, schema.JOBS, pipeline, "counting runs' errors"))
 
 
+def count_letter_errors(store: VectorStore, since: datetime, lately: datetime) -> list[Record]:
+    """Return the records refused since then, replayed or not, by ``stage`` and ``code``, and how many lately."""
+    pipeline: list[Record] = [
+        {"$match": {"time": {"$gte": since}}},
+        {"$group": {"_id": {"stage": "$stage", "code": "$code"}, **_counts(1, "$time", lately)}},
+    ]
+    return _flat(_aggregate(store, store.letters_name, pipeline, "counting dead letters"))
+
+
 def count_letters(store: VectorStore, lately: datetime) -> list[LetterReason]:
     """Return the open dead letters of the generation that the store is at, the most frequent reason first."""
     group = {"_id": {"source": "$sourceType", "stage": "$stage", "code": "$code"}, **_counts(1, "$time", lately)}
