@@ -62,7 +62,7 @@ def make_routes(parts: HttpParts) -> APIRouter:
         if name not in _ASSETS:
             raise ProblemError(404, "there is nothing at this address")
         content, tag = _asset(name)
-        headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+        headers = {"ETag": tag, "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return Response(content, media_type=_ASSETS[name], headers=headers)
