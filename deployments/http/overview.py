@@ -231,11 +231,7 @@ def read_overview(parts: HttpParts, *, now: datetime) -> Overview:
             found[name] = kind(problem=in_words(str(error)))
         except Exception as error:  # noqa: BLE001 - one section must not take the page away; its words may hold anything
             found[name] = kind(problem=f"It can't be read ({type(error).__name__}).")
-    return Overview(at=now, version=read_code_version(), environment=_environment(parts), **found)
-
-
-def _environment(parts: HttpParts) -> str:
-    return str(getattr(parts.settings, "cryptique_environment", "development"))
+    return Overview(at=now, version=read_code_version(), environment=parts.settings.cryptique_environment, **found)
 
 
 def _health(parts: HttpParts, now: datetime) -> Health:
