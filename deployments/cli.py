@@ -437,7 +437,7 @@ def _print_standing(standing: Standing) -> None:
         ("stop it all", "make down, or cryptique-rag down"),
     ]
     if standing.automations:
-        rows.insert(4, ("automations", ", ".join(standing.automations)))
+        rows.insert(6, ("automations", ", ".join(standing.automations)))
     for name, value in rows:
         print(f"{name:<13}{value}")
 
