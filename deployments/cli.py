@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deployments import backups, explain, figures, generations, jobs, runs
+from deployments import backups, explain, figures, generations, jobs, runs, serve
 from deployments.console import (
     WRONG_INPUT,
     JsonOption,
@@ -60,6 +60,8 @@ for _command in (runs.migrate, figures.aggregate, runs.ingest, runs.backfill, ru
 app.command()(backups.backup)
 app.command()(backups.verify)
 app.command()(backups.restore)
+app.command()(serve.serve)
+app.command()(serve.health)
 
 
 def main() -> None:
@@ -426,6 +428,8 @@ def _print_standing(standing: Standing) -> None:
         ("Prefect UI", standing.ui_url),
         ("MongoDB", standing.mongo_uri or "yours, from the settings"),
         ("worker", standing.worker),
+        ("monitoring", standing.monitoring_url),
+        ("", f"user admin, password: {standing.admin_password}"),
         ("deployments", ", ".join(standing.deployments)),
         ("start a run", "in the UI (Deployments, Run), or"),
         ("", f"{command} deployment run migrate/migrate -p limit=1000"),
@@ -433,7 +437,7 @@ def _print_standing(standing: Standing) -> None:
         ("stop it all", "make down, or cryptique-rag down"),
     ]
     if standing.automations:
-        rows.insert(4, ("automations", ", ".join(standing.automations)))
+        rows.insert(6, ("automations", ", ".join(standing.automations)))
     for name, value in rows:
         print(f"{name:<13}{value}")
 

@@ -346,7 +346,7 @@ def embedded_mongod(
     server = _mongod(home, cache_gb=cache_gb, oplog_mb=oplog_mb)
     with server.used(keep=keep) as port:
         _enlarge_oplog(port, oplog_mb)
-        yield f"mongodb://127.0.0.1:{port}/?replicaSet={REPLICA_SET}"
+        yield _mongo_uri(port)
 
 
 @contextmanager
@@ -380,6 +380,12 @@ def embedded_s3(home: Path, *, keep: bool = False) -> Iterator[S3Server]:
     server = _s3_server(home)
     with server.used(keep=keep) as port:
         yield _s3_at(server.folder, port)
+
+
+def running_mongod(home: Path) -> str | None:
+    """Return the URI of the mongod of ``home`` if it runs and answers; starts nothing."""
+    port = _mongod(home).running_port()
+    return None if port is None else _mongo_uri(port)
 
 
 def running_prefect_server(home: Path) -> str | None:
@@ -636,6 +642,10 @@ def _is_s3_server_of(folder: Path, port: int) -> bool:
 def _without_settings() -> dict[str, str]:
     """Return the environment for a server: it may outlive the command, and needs neither its settings nor its keys."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS_PREFIXES)}
+
+
+def _mongo_uri(port: int) -> str:
+    return f"mongodb://127.0.0.1:{port}/?replicaSet={REPLICA_SET}"
 
 
 def _prefect_api_url(port: int) -> str:

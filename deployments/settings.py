@@ -42,6 +42,9 @@ class Settings(BaseSettings):
         case_sensitive=False,
     )
 
+    cryptique_environment: Literal["development", "staging", "production"] = Field(
+        default="development", description="Which of your environments this is."
+    )
     cryptique_source_uri: SecretStr | None = Field(
         default=None,
         description="MongoDB of the application, read only. Unset: the embedded mongod serves, under CRYPTIQUE_HOME.",
@@ -196,6 +199,9 @@ class Settings(BaseSettings):
         description="Address that `cryptique-rag serve` listens on; a proxy belongs before any other.",
     )
     cryptique_http_port: int = Field(default=8600, ge=1, le=65_535, description="Port that it listens on.")
+    cryptique_http_watch: bool = Field(
+        default=True, description="Whether `cryptique-rag serve` also watches all parts and tells what is wrong."
+    )
     cryptique_http_rate_limit: int = Field(
         default=100, ge=1, description="Requests that one client may make per window, all processes together."
     )
@@ -411,6 +417,24 @@ class Settings(BaseSettings):
         if name is not None and (len(name) > 63 or any(char in name for char in '/\\. "$*<>:|?')):
             raise ValueError('a MongoDB database name has at most 63 characters and none of / \\ . " $ * < > : | ?')
         return name
+
+    def as_environment(self) -> dict[str, str]:
+        """Return what was set, as variables with their secrets: for a process of ours, and nowhere else."""
+        found = {}
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            if value is not None:
+                found[name.upper()] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        for name in ("CRYPTIQUE_SHARDS", "CRYPTIQUE_BACKUPS"):
+            # A folder is meant from here, wherever that process begins.
+            if name in found and ":" not in found[name]:
+                found[name] = str(_absolute(Path(found[name])))
+        return found
+
+    @property
+    def is_production(self) -> bool:
+        """Return whether people and money depend on it."""
+        return self.cryptique_environment == "production"
 
     @property
     def limits(self) -> Limits:

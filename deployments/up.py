@@ -29,12 +29,14 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import AwaitingRetry, Cancelled, Cancelling
 
+from blocks.code_version import read_code_version
+from deployments.admin_token import admin_token_path, find_or_make_admin_token
 from deployments.bootstrap import ensure_pool, register, require_project
 from deployments.embedded import LocalServer, running_prefect_server, stop_local_servers
 from deployments.local_services import running_services, talking_to
 from deployments.register_blocks import protect_home
 from deployments.settings import Settings
-from deployments.work_pool import POOL, PROJECT, seconds_until_stopped, worker_environment, worker_limit
+from deployments.work_pool import POOL, PRIVATE_NAMES, PROJECT, seconds_until_stopped, worker_environment, worker_limit
 
 #: On this machine somebody waits for it: a run has a minute to end, then it is killed and handed back.
 _STOP_RUNS_SECONDS = 60.0
@@ -52,6 +54,14 @@ class Standing:
     automations: list[str]
     worker: str
     logs: list[str]
+    http_url: str
+    #: Where the password of the operations pages lies, never the password.
+    admin_password: str
+
+    @property
+    def monitoring_url(self) -> str:
+        """Return where a browser sees how everything is."""
+        return f"{self.http_url}/admin/monitoring"
 
     @property
     def ui_url(self) -> str:
@@ -75,6 +85,7 @@ def up(settings: Settings) -> Standing:
             started = beside.submit(_ensure_worker, settings, url)  # as long as the deployments take: both at once
             registered = register(settings, _environment(settings, url), embedded_uri=services.mongo_uri)
             started.result()
+        http_port = _ensure_http(settings, url, services.mongo_uri)
     return Standing(
         prefect_api_url=url,
         mongo_uri=services.mongo_uri,
@@ -83,6 +94,10 @@ def up(settings: Settings) -> Standing:
         automations=registered.automations,
         worker=_worker_name(settings.home),
         logs=[str(path) for path in sorted(settings.home.glob("*/*.log"))],
+        http_url=f"http://127.0.0.1:{http_port}",
+        admin_password="CRYPTIQUE_ADMIN_TOKEN"
+        if settings.cryptique_admin_token is not None
+        else str(admin_token_path(settings.home)),
     )
 
 
@@ -99,7 +114,9 @@ def down(settings: Settings) -> list[str]:
     """
     url = settings.prefect_api_url or running_prefect_server(settings.home)
     worker = _worker(settings, url or "")
-    stopped = [worker.label] if _stop_worker(settings.home, worker, url, cancel_runs=True) else []
+    http = _http(settings, {})
+    stopped = [http.label] if http.stop() else []
+    stopped += [worker.label] if _stop_worker(settings.home, worker, url, cancel_runs=True) else []
     return stopped + stop_local_servers(settings.home)
 
 
@@ -139,6 +156,61 @@ def _ensure_worker(settings: Settings, url: str) -> None:
     _note(settings.home, wanted)
     with worker.used(keep=True):
         pass
+
+
+# -- the HTTP service -----------------------------------------------------------------------------------------
+
+
+def _http(settings: Settings, environment: dict[str, str]) -> LocalServer:
+    """Return the HTTP service, which watches, as a local server."""
+    command = [sys.executable, "-P", "-c", "from deployments.cli import main; main()", "serve", "--host", "127.0.0.1"]
+    return LocalServer(
+        label="HTTP service",
+        folder=settings.home / "http",
+        log_name="server.log",
+        command=lambda port: [*command, "--port", str(port)],
+        environment=lambda port: environment,
+        is_ready=_answers,
+        instead="start one by hand: cryptique-rag serve",
+        preferred_port=settings.cryptique_http_port,
+        start_timeout_seconds=120.0,
+    )
+
+
+def _ensure_http(settings: Settings, url: str, mongo_uri: str | None) -> int:
+    """Start the service, or replace one that was started with other settings, and return its port."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name.upper() not in PRIVATE_NAMES and name != "PYTHONPATH"
+    }
+    chosen = {
+        **settings.as_environment(),
+        "CRYPTIQUE_HOME": str(settings.home),
+        "PREFECT_API_URL": url,
+        "PYTHONPATH": str(PROJECT),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if mongo_uri is not None:
+        chosen["CRYPTIQUE_SOURCE_URI"] = mongo_uri
+    if settings.cryptique_admin_token is None and not settings.is_production:
+        chosen["CRYPTIQUE_ADMIN_TOKEN"] = find_or_make_admin_token(settings.home)
+    http = _http(settings, inherited | chosen)
+    # A digest, for what it is of holds secrets.
+    wanted = hashlib.sha256(json.dumps([chosen, sys.executable, read_code_version()]).encode()).hexdigest()
+    note = http.folder / "started_with.txt"
+    if http.is_running() and (not note.exists() or note.read_text("utf-8") != wanted):
+        http.stop()
+    http.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    note.write_text(wanted, "utf-8")
+    with http.used(keep=True) as port:
+        return port
+
+
+def _answers(port: int) -> bool:
+    """Say whether the service lives."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=5.0, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def _is_polling(port: int) -> bool:

@@ -20,7 +20,8 @@ TELL_SECONDS = 15.0
 
 # Settings lead to databases and hold keys; a flow has all that from its blocks, so a worker gets none of it.
 _PRIVATE_PREFIXES = ("CRYPTIQUE_", "GEMINI_", "GOOGLE_API_", "PREFECT_SERVER_", "POSTGRES_")
-_PRIVATE_NAMES = frozenset(name.upper() for name in Settings.model_fields)
+#: The settings by the names of their variables.
+PRIVATE_NAMES = frozenset(name.upper() for name in Settings.model_fields)
 _KEPT = frozenset({"CRYPTIQUE_HOME", "CRYPTIQUE_ROOT", "PREFECT_API_URL"})
 # Prefect's own 10 seconds make who starts a run in the UI wait.
 _LOOK_FOR_WORK_SECONDS = 5
@@ -80,7 +81,7 @@ def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     kept = {
         name: value
         for name, value in inherited.items()
-        if name.upper() in _KEPT or not (name.startswith(_PRIVATE_PREFIXES) or name.upper() in _PRIVATE_NAMES)
+        if name.upper() in _KEPT or not (name.startswith(_PRIVATE_PREFIXES) or name.upper() in PRIVATE_NAMES)
     }
     defaults = {
         "CRYPTIQUE_ROOT": str(PROJECT),

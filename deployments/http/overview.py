@@ -345,7 +345,7 @@ def read_overview(parts: HttpParts, *, now: datetime) -> Overview:
     return Overview(
         at=now,
         version=read_code_version(),
-        environment=str(getattr(parts.settings, "cryptique_environment", "development")),
+        environment=parts.settings.cryptique_environment,
         status=status,
         headline=headline,
         since=since,

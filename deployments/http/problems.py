@@ -22,7 +22,7 @@ class ProblemError(Exception):
 def problem_response(
     status: int, detail: str, *, path: str, request_id: str, headers: dict[str, str] | None = None, **more: Any
 ) -> JSONResponse:
-    """Return the answer; ``more`` are members of its own. ``error`` is the detail where the application looks for it."""
+    """Return the answer; ``more`` are members of its own. ``error`` is where the application looks for the detail."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,

@@ -272,6 +272,6 @@ _QUERIES = {
     "dead-letters": "cryptique-rag jobs",
     "queue": "cryptique-rag jobs",
     "ingestion-lag": "cryptique-rag jobs",
-    "cost": "cryptique-rag stats",
-    "error-rate": "cryptique-rag stats",
+    "cost": "cryptique-rag jobs",
+    "error-rate": "cryptique-rag jobs",
 }

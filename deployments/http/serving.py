@@ -1,0 +1,81 @@
+"""Serving: the application as a process of its own, with the watch beside it and what it counted written down."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from prefect.settings import PREFECT_API_AUTH_STRING
+
+from blocks.meters import write_measures
+from blocks.prefect_server import PrefectServer
+from deployments.http.app import make_app
+from deployments.http.parts import HttpParts, within
+from deployments.register_blocks import PipelineBlocks, make_blocks
+from deployments.settings import Settings, load_settings
+from deployments.watch import Watch
+from tasks.domain.errors import PipelineError
+
+_LOGGER = logging.getLogger("cryptique.http")
+_WRITE_EVERY_S = 30.0
+_WRITE_WITHIN_S = 10.0
+
+
+def create() -> FastAPI:
+    """Return the service by the environment's settings; each process of ``cryptique-rag serve`` calls it once."""
+    return serve_by(load_settings())
+
+
+def serve_by(settings: Settings) -> FastAPI:
+    """Return the service by these settings; it watches, and writes its measures, from its start to its end."""
+    blocks = make_blocks(settings)
+    parts = make_parts(settings, blocks)
+    watch = Watch(blocks, prefect=parts.prefect) if settings.cryptique_http_watch else None
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        stopped = threading.Event()
+        writer = threading.Thread(target=_write_down, args=(parts, stopped), name="measures", daemon=True)
+        writer.start()
+        if watch is not None:
+            watch.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            if watch is not None:
+                watch.stop()
+            writer.join(timeout=_WRITE_WITHIN_S + 1)
+
+    return make_app(parts, lifespan=lifespan)
+
+
+def make_parts(settings: Settings, blocks: PipelineBlocks) -> HttpParts:
+    """Return what requests are answered with. No other system is asked yet."""
+    return HttpParts(
+        settings=settings,
+        vectors=blocks.vectors,
+        source=blocks.source,
+        embedder=blocks.embedder,
+        backups=blocks.backups,
+        book=blocks.monitor.open_book(),
+        prefect=prefect_of(settings.prefect_api_url),
+    )
+
+
+def prefect_of(url: str | None) -> PrefectServer | None:
+    """Return the Prefect server at an address, with the credentials of the environment."""
+    return None if url is None else PrefectServer(url, auth=PREFECT_API_AUTH_STRING.value())
+
+
+def _write_down(parts: HttpParts, stopped: threading.Event) -> None:
+    ended = False
+    while not ended:
+        ended = stopped.wait(_WRITE_EVERY_S)
+        try:
+            within(_WRITE_WITHIN_S, lambda: write_measures(parts.vectors))
+        except PipelineError as error:
+            _LOGGER.warning("what requests did is written later: %s", error)
