@@ -36,12 +36,15 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What requests of one kind did in one step of time."""
+    """What requests of one kind did in one step of time; ``texts`` were embedded, of ``tokens``, for ``usd``."""
 
     began: datetime
     kind: str
     calls: int
     failed: int
+    texts: int
+    tokens: int
+    usd: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,22 @@ def read_requests(store: MongoDatabase, since: datetime, step: timedelta) -> lis
     key = {"at": _step_of("$minute", step), "kind": "$kind"}
     pipeline: list[Record] = [
         {"$match": {"minute": {"$gte": since}}},
-        {"$group": {"_id": key, "calls": {"$sum": "$calls"}, "failed": {"$sum": "$failed"}}},
+        {"$group": {"_id": key, **{name: {"$sum": f"${name}"} for name in _REQUEST_SUMS}}},
         {"$sort": {"_id.at": 1, "_id.kind": 1}},
     ]
     rows = _aggregate(store, schema.MEASURES, pipeline, "adding up requests")
-    return [Requests(row["_id"]["at"], str(row["_id"]["kind"]), int(row["calls"]), int(row["failed"])) for row in rows]
+    return [
+        Requests(
+            began=row["_id"]["at"],
+            kind=str(row["_id"]["kind"]),
+            calls=int(row["calls"]),
+            failed=int(row["failed"]),
+            texts=int(row["texts"]),
+            tokens=int(row["tokens"]),
+            usd=float(row["usd"]),
+        )
+        for row in rows
+    ]
 
 
 def count_request_errors(store: MongoDatabase, since: datetime, lately: datetime) -> list[Record]:
@@ -210,6 +224,7 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+_REQUEST_SUMS = ("calls", "failed", "texts", "tokens", "usd")
 _WORK_SUMS = {
     "documents": _sum_of("$results.documentsCreated", "$results.documentsUpdated"),
     "tokens": _sum_of("$results.totalTokensUsed"),

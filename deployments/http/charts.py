@@ -67,6 +67,10 @@ class Chart:
         """Return whether there is nothing to draw."""
         return not any(value for values in self.series.values() for value in values)
 
+    def heads(self) -> list[str]:
+        """Return the heads of the drawing as a table; ``#`` marks those of numbers."""
+        return ["Day" if self.daily else "Time, UTC", *(f"#{name}" for name in self.series)]
+
     def rows(self) -> list[tuple[str, list[str]]]:
         """Return the drawing as a table, the newest first; a step without any value is left out."""
         found = [

@@ -47,7 +47,7 @@ Status = Literal["ok", "warning", "critical", "unknown"]
 HOUR, DAY, MONTH = timedelta(hours=1), timedelta(days=1), timedelta(days=30)
 _WITHIN_S = 4.0
 #: A question to MongoDB ends before its section does, so that its own words are told.
-_ASKED_S = 3.0
+_ASKED_SHARE = 0.75
 _LAG_STEPS = (timedelta(minutes=10), timedelta(hours=6))
 _RUNS_SHOWN, _NEXT_SHOWN, _JOBS_SHOWN, _BACKUPS_SHOWN, _OUTAGES_SHOWN, _REASONS_SHOWN = 12, 3, 10, 12, 10, 25
 _ERRORS_SHOWN, _TEAMS_SHOWN, _ALERTS_SHOWN = 25, 25, 50
@@ -167,7 +167,6 @@ class ShownRun(BaseModel):
 class Runs(Section):
     """Runs by the Prefect server: how many, those that run or wait, the last ones, and what comes next."""
 
-    ui: str | None = None
     running: int = 0
     waiting: int = 0
     completed_day: int = 0
@@ -222,12 +221,14 @@ class Errors(Section):
 
 
 class DayCost(BaseModel):
-    """What a day's embeddings were and cost."""
+    """What a day's embeddings were and cost. ``told_by`` is where that is from: its statistics, what was counted of
+    its requests, or else its jobs; never two of them.
+    """
 
     day: datetime
     tokens: int = 0
     usd: float = 0.0
-    told_by: Literal["embeddingstats", "embeddingjobs"] = "embeddingjobs"
+    told_by: Literal["embeddingstats", "ragmeasures", "embeddingjobs"] = "embeddingjobs"
 
 
 class TeamCost(BaseModel):
@@ -241,11 +242,16 @@ class TeamCost(BaseModel):
 
 
 class Cost(Section):
-    """Thirty days of tokens and dollars, by day and by team."""
+    """Thirty days of tokens and dollars, by day and by team.
+
+    What teams are charged with is from statistics and, for days without, from jobs; ``usd_of_no_team`` is the rest of
+    ``usd``: searches, and what failed runs paid for.
+    """
 
     usd: float = 0.0
     tokens: int = 0
     usd_today: float = 0.0
+    usd_of_no_team: float = 0.0
     budget_usd: float | None = None
     days: list[DayCost] = []
     teams: list[TeamCost] = []
@@ -319,6 +325,7 @@ class Overview(BaseModel):
     headline: str
     since: datetime | None
     unread: list[str]
+    prefect_ui: str | None
     health: Health
     objective: Objective
     throughput: Throughput
@@ -350,6 +357,7 @@ def read_overview(parts: HttpParts, *, now: datetime) -> Overview:
         headline=headline,
         since=since,
         unread=unread,
+        prefect_ui=parts.prefect_ui,
         **found,
     )
 
@@ -364,7 +372,7 @@ def _begin(name: str, read: Read, parts: HttpParts, now: datetime) -> Future[Sec
     with _under_way_lock:
         future = _under_way.get(key)
         if future is None or future.done():
-            future = _under_way[key] = asked(_ASKED_S, lambda: read(parts, now))
+            future = _under_way[key] = asked(_ASKED_SHARE * _WITHIN_S, lambda: read(parts, now))
             future.add_done_callback(lambda done: _forget(key, done))
     return future
 
@@ -398,8 +406,8 @@ def _judge(health: Health, unread: list[str]) -> tuple[Status, str, datetime | N
         worst = told[0].severity
         of_worst = [one for one in told if one.severity == worst]
         others = len(told) - len(of_worst)
-        said = f"{len(of_worst)} {worst} alert{'s' if len(of_worst) > 1 else ''}"
-        more = f" and {others} warning{'s' if others > 1 else ''}" if others else ""
+        said = f"{len(of_worst)} {worst} alerts" if len(of_worst) > 1 else f"{worst.capitalize()}: {of_worst[0].title}"
+        more = f", and {others} warning{'s' if others > 1 else ''}" if others else ""
         return ("critical" if worst == "critical" else "warning"), said + more, min(one.began for one in of_worst)
     failed = [name for name, one in health.probes.items() if one.verdict == "failed"]
     if failed:
@@ -586,18 +594,23 @@ def _error(of: Literal["records", "requests", "runs"], row: Mapping[str, Any]) -
 def _cost(parts: HttpParts, now: datetime) -> Cost:
     moments = _steps(now, DAY, 30)
     days = {at: DayCost(day=at) for at in moments}
-    # A day is told by its statistics where there are some, and else by its jobs; never by both.
     stats = [row for row in read_stats(parts.vectors, "daily", moments[0]) if row["startDate"] in days]
     by_stats = {row["startDate"] for row in stats if row.get("teamId") is None}
     teams: dict[str | None, TeamCost] = {}
     for work in read_work(parts.vectors, moments[0], DAY):
         if work.began in days and work.began not in by_stats:
-            _add(days[work.began], teams, work)
-    for at in by_stats:
-        days[at].told_by = "embeddingstats"
+            _tell(days[work.began], "embeddingjobs", work.tokens, work.usd)
+            _charge(teams, work.team_id, work.documents, work.tokens, work.usd)
+    for asked_for in read_requests(parts.vectors, moments[0], DAY):
+        if asked_for.began in days and asked_for.kind == "embed":
+            _tell(days[asked_for.began], "ragmeasures", asked_for.tokens, asked_for.usd)
     for row in stats:
-        if row["startDate"] in by_stats:
-            _add_row(days[row["startDate"]], teams, row)
+        usage = row.get("apiUsage") or {}
+        tokens, usd = int(usage.get("totalTokensUsed") or 0), float(usage.get("totalCost") or 0.0)
+        if row.get("teamId") is None:
+            _tell(days[row["startDate"]], "embeddingstats", tokens, usd)
+        elif row["startDate"] in by_stats:
+            _charge(teams, str(row["teamId"]), _written(row), tokens, usd)
     names, problem = _team_names(parts, [one for one in teams if one is not None])
     ranked = sorted(teams.values(), key=lambda one: (-one.usd, -one.tokens, str(one.team_id)))
     shown = [one for one in ranked if one.documents or one.tokens][:_TEAMS_SHOWN]
@@ -607,6 +620,7 @@ def _cost(parts: HttpParts, now: datetime) -> Cost:
         usd=sum(one.usd for one in days.values()),
         tokens=sum(one.tokens for one in days.values()),
         usd_today=days[moments[-1]].usd,
+        usd_of_no_team=max(0.0, sum(one.usd for one in days.values()) - sum(one.usd for one in teams.values())),
         budget_usd=parts.settings.limits.usd_per_day,
         days=list(days.values()),
         teams=shown,
@@ -614,18 +628,13 @@ def _cost(parts: HttpParts, now: datetime) -> Cost:
     )
 
 
-def _add(day: DayCost, teams: dict[str | None, TeamCost], work: Work) -> None:
-    day.tokens, day.usd = day.tokens + work.tokens, day.usd + work.usd
-    _charge(teams, work.team_id, work.documents, work.tokens, work.usd)
-
-
-def _add_row(day: DayCost, teams: dict[str | None, TeamCost], row: Mapping[str, Any]) -> None:
-    usage = row.get("apiUsage") or {}
-    tokens, usd = int(usage.get("totalTokensUsed") or 0), float(usage.get("totalCost") or 0.0)
-    if row.get("teamId") is not None:
-        _charge(teams, str(row["teamId"]), _written(row), tokens, usd)
-        return
-    day.tokens, day.usd = tokens, usd
+def _tell(
+    day: DayCost, by: Literal["embeddingstats", "ragmeasures", "embeddingjobs"], tokens: int, usd: float
+) -> None:
+    """Add to a day what one of the books tells, in the place of what a weaker one told."""
+    if day.told_by != by:
+        day.told_by, day.tokens, day.usd = by, 0, 0.0
+    day.tokens, day.usd = day.tokens + tokens, day.usd + usd
 
 
 def _charge(teams: dict[str | None, TeamCost], team_id: str | None, documents: int, tokens: int, usd: float) -> None:
@@ -725,7 +734,6 @@ def _runs(parts: HttpParts, now: datetime) -> Runs:
         return [_shown_run(run, parts) for run in found]
 
     return Runs(
-        ui=parts.prefect_ui,
         running=server.count_runs(["RUNNING"]),
         waiting=server.count_waiting(now),
         completed_day=server.count_runs(["COMPLETED"], since=lately),
