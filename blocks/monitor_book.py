@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -37,7 +38,7 @@ CREATE TABLE IF NOT EXISTS alerts (
 CREATE UNIQUE INDEX IF NOT EXISTS one_open_alert ON alerts (name) WHERE ended IS NULL;
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 """
-_BUSY_S = 10.0
+_BUSY_S, _BUSY_PAUSE_S = 10.0, 0.02
 #: Looks further apart than this leave a time in which nobody looked.
 LOOK_COVERS = timedelta(minutes=6)
 
@@ -51,20 +52,28 @@ class MonitorBook:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "monitor.db"
         self._ready = False
+        self._preparing = threading.Lock()
+
+    def _prepare(self) -> None:
+        """Make the file and its tables, where no thread of ours has looked yet. Of several processes one does."""
+        with self._preparing:
+            if self._ready:
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.touch(mode=0o600)
+            with closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
+                _begin_to_log_ahead(connection)
+                connection.executescript(_SCHEMA)
+                connection.execute("INSERT OR IGNORE INTO notes VALUES ('begun', ?)", [time.time()])
+            self._ready = True
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
         """Yield a connection within a transaction that is written when the block ends well."""
         try:
             if not self._ready:
-                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self.path.touch(mode=0o600)
+                self._prepare()
             with closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
-                if not self._ready:
-                    connection.execute("PRAGMA journal_mode=WAL")
-                    connection.executescript(_SCHEMA)
-                    connection.execute("INSERT OR IGNORE INTO notes VALUES ('begun', ?)", [time.time()])
-                    self._ready = True
                 # What was said must be known after a crash of the machine too, and there are few writes.
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("BEGIN IMMEDIATE")
@@ -235,6 +244,23 @@ class MonitorBook:
         begun = self.read_note("begun")
         assert begun is not None
         return begun
+
+
+def _begin_to_log_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to the mode in which readers and a writer keep each other from nothing.
+
+    For this switch alone SQLite does not wait: while another process is at it, it is refused at once.
+    """
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_BUSY_PAUSE_S)
+        else:
+            return
 
 
 def _moment(seconds: float) -> datetime:

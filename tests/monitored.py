@@ -1,4 +1,4 @@
-"""A system that has been at work for a month, for tests of what is shown of it: its settings, its books and its backups.
+"""A system that has been at work for a month, for tests of what is shown of it: settings, books and backups.
 
 All is of the moment ``now`` that it is made for; what the books add up to is said where it is written.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from math import cos, pi
+from math import cos
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +293,9 @@ class Monitored:
         )
         self.parts.backups.save_manifest(manifest)
         if verified:
-            checked = Verification(self.parts.backups.manifest_sha256(name), taken + MINUTE, 1, len(documents), 500, False, problems)
+            checked = Verification(
+                self.parts.backups.manifest_sha256(name), taken + MINUTE, 1, len(documents), 500, False, problems
+            )
             self.parts.backups.save_verification(name, checked)
         return name
 

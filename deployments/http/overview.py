@@ -628,9 +628,7 @@ def _cost(parts: HttpParts, now: datetime) -> Cost:
     )
 
 
-def _tell(
-    day: DayCost, by: Literal["embeddingstats", "ragmeasures", "embeddingjobs"], tokens: int, usd: float
-) -> None:
+def _tell(day: DayCost, by: Literal["embeddingstats", "ragmeasures", "embeddingjobs"], tokens: int, usd: float) -> None:
     """Add to a day what one of the books tells, in the place of what a weaker one told."""
     if day.told_by != by:
         day.told_by, day.tokens, day.usd = by, 0, 0.0

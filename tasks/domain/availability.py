@@ -34,7 +34,7 @@ def find_stretches(looks: Iterable[tuple[float, int]], *, until: datetime, cover
     found: list[Stretch] = []
     seen = list(looks)
     ends = [*(at for at, _ in seen[1:]), until.timestamp()]
-    for (at, failed), after in zip(seen, ends, strict=True):
+    for (at, failed), after in zip(seen, ends, strict=False):  # without any look there is an end too many
         end = min(max(after, at), at + covers_s)
         last = found[-1] if found else None
         if last is not None and last.failed == bool(failed) and last.ended_s == at:
