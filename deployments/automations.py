@@ -27,6 +27,7 @@ from deployments import work_pool
 from deployments.settings import Settings
 from flows.hooks import ALERT_TOLD, BACKUP_MADE
 from flows.pauses import AWAITING_BATCH, AWAITING_QUOTA, BUDGET_SPENT, WAITS_FOR_A_PERSON, allow_command
+from tasks.domain.alerts import runbook_link
 from tasks.domain.incidents import (
     COOLDOWN,
     Incident,
@@ -181,6 +182,7 @@ def _crash_told(crashed: UUID, block: UUID, settings: Settings) -> AutomationCor
                 settings,
                 severity="critical",
                 title="A run crashed",
+                entry="run-crashed",
                 what="Its process is gone or said nothing for too long. What it finished is kept: a retry goes on. "
                 "A run from the command line goes on when its command is given again.",
                 scope=f"{run}['prefect.resource.name']",
@@ -263,6 +265,7 @@ def _run_late(block: UUID, settings: Settings) -> AutomationCore:
                 settings,
                 severity="warning",
                 title="A run is late",
+                entry="run-late",
                 what="No worker took it: is one running for its pool and queue, and below its limit? The run starts as "
                 "soon as one takes it.",
                 scope="event.resource['prefect.resource.name']",
@@ -291,6 +294,7 @@ def _run_long(block: UUID, settings: Settings) -> AutomationCore:
                 settings,
                 severity="warning",
                 title="A run has been running for a day",
+                entry="run-long",
                 what="Its progress artifact tells whether it still gets on.",
                 scope="event.resource['prefect.resource.name']",
                 run_id="event.resource.id.split('.')[-1]",
@@ -316,6 +320,7 @@ def _budget_spent(block: UUID, settings: Settings) -> AutomationCore:
                 settings,
                 severity="warning",
                 title="A run spent its budget and waits for a person",
+                entry="run-waits",
                 what=f"{_STATE} Resumed, it may spend the same sum once more. It waits {WAITS_FOR_A_PERSON.days} days; "
                 "then it fails.",
                 scope="event.resource['prefect.resource.name']",
@@ -343,6 +348,7 @@ def _awaiting_quota(block: UUID, settings: Settings) -> AutomationCore:
                 settings,
                 severity="warning",
                 title="A run waits for the day's quota",
+                entry="run-waits",
                 what=_STATE,
                 scope="event.resource['prefect.resource.name']",
                 run_id="event.resource.id.split('.')[-1]",
@@ -368,6 +374,7 @@ def _pool_not_ready(block: UUID, settings: Settings) -> AutomationCore:
                 settings,
                 severity="critical",
                 title="A work pool is not ready",
+                entry="work-pool",
                 what="No worker of this pool answers: nothing that is scheduled will run.",
                 scope="event.resource['prefect.resource.name']",
                 run_id=None,
@@ -399,6 +406,7 @@ def _no_backup(block: UUID, settings: Settings) -> AutomationCore:
                 settings,
                 severity="critical",
                 title="No backup was made",
+                entry="no-backup",
                 what=f"None was made and proved good for {BACKUP_WITHIN.total_seconds() / 3600:.0f} hours. Is a worker "
                 "running, and the schedule of backup-daily on? The log of the last run of backup says why it failed; "
                 "`cryptique-rag backups` lists what there is. Make one now:",
@@ -420,6 +428,7 @@ def _tell(
     *,
     severity: Severity,
     title: str,
+    entry: str,
     what: str,
     scope: str,
     run_id: str | None,
@@ -428,8 +437,8 @@ def _tell(
 ) -> CallWebhook:
     """Return the action that posts a message in the webhook's form.
 
-    ``scope``, ``run_id`` and ``at``, the time that it is told of, are Jinja expressions. ``resume`` is a command that
-    works on a run in that state; Prefect retries no run that has not ended.
+    ``entry`` is that of the runbook. ``scope``, ``run_id`` and ``at``, the time that it is told of, are Jinja
+    expressions. ``resume`` is a command that works on a run in that state; Prefect retries no run that has not ended.
     """
     base = (PREFECT_UI_URL.value() or (PREFECT_API_URL.value() or "").rstrip("/").removesuffix("/api")).rstrip("/")
     now = datetime.now(UTC)
@@ -444,6 +453,7 @@ def _tell(
         scope=_SCOPE,
         link=f"{base}/runs/flow-run/{_RUN_ID}" if base and run_id else None,
         resume=resume,
+        runbook=runbook_link(entry, settings.cryptique_public_url),
     )
     payload = _FORMATS[settings.cryptique_alert_webhook_kind](Message("failed", incident, 1, 0))
     template = json.dumps(_with_time(payload, now), ensure_ascii=False)

@@ -120,6 +120,9 @@ def remove(
             say(f"{found.id}: {found.state}, {classes}, {_documents(found) or 'no'} documents")
             if not (sys.stdin.isatty() and typer.confirm("Remove it for good?")):
                 wrong("nothing was removed: --yes removes it")
+        from blocks.audit import audit
+
+        audit("backup_removed", f"the backup {found.id} is removed", backup=found.id)
         store.remove(found.id)
         typer.echo(f"{found.id} is gone")
 

@@ -125,6 +125,10 @@ def bar(label: str, total: int | None) -> Iterator[Callable[..., None]]:
 def quiet_prefect() -> Iterator[None]:
     """On a terminal the progress bar speaks and Prefect's lines go to its server only; in a log they stay."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    from deployments.logs import use_configuration
+    from deployments.settings import inspect_settings
+
+    use_configuration(os.environ, inspect_settings()[0])
     if sys.stderr.isatty():
         # Prefect reads its logging configuration from the environment when it is first imported.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

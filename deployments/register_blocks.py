@@ -13,6 +13,7 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import SecretStr
 
+from blocks.audit import audit
 from blocks.backups import BackupStore
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
@@ -204,6 +205,7 @@ def register_blocks(settings: Settings, *, embedded_uri: str | None = None) -> l
     for name, block in blocks.by_name().items():
         block.save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
         saved.append(f"{block.get_block_type_slug()}/{name}")
+    audit("configuration_registered", f"blocks were saved: {', '.join(saved)}", blocks=", ".join(saved))
     return saved + [f"global-concurrency-limit/{name}" for name in limits]
 
 

@@ -61,6 +61,7 @@ def serve(
             proxy_headers=False,
             server_header=False,
             access_log=False,
+            log_config=None,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
 

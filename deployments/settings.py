@@ -228,6 +228,11 @@ class Settings(BaseSettings):
         default=Path(".cryptique"),
         description="Folder for shard files, the embedded mongod and the local Prefect server.",
     )
+    cryptique_logs: Path | None = Field(
+        default=None,
+        description="Folder of log files, one a day for each of combined, error, performance and security. Unset: logs "
+        "under CRYPTIQUE_HOME. Workers take it from their own environment.",
+    )
     cryptique_shards: str | None = Field(
         default=None,
         description="Where stages hand over and paid texts are kept. Unset: under CRYPTIQUE_HOME. A folder of this "
@@ -470,6 +475,11 @@ class Settings(BaseSettings):
     def home(self) -> Path:
         """Return the home folder, absolute: workers run elsewhere."""
         return _absolute(self.cryptique_home)
+
+    @property
+    def logs_folder(self) -> Path:
+        """Return the folder of log files, absolute."""
+        return _absolute(self.cryptique_logs) if self.cryptique_logs is not None else self.home / "logs"
 
     @property
     def s3_endpoint(self) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments.logs import CONFIGURATION
 from deployments.settings import DEFAULT_CHILD_RUNS, Settings, inspect_settings
 from tasks.domain.errors import InputError
 
@@ -22,7 +23,7 @@ TELL_SECONDS = 15.0
 _PRIVATE_PREFIXES = ("CRYPTIQUE_", "GEMINI_", "GOOGLE_API_", "PREFECT_SERVER_", "POSTGRES_")
 #: The settings by the names of their variables.
 PRIVATE_NAMES = frozenset(name.upper() for name in Settings.model_fields)
-_KEPT = frozenset({"CRYPTIQUE_HOME", "CRYPTIQUE_ROOT", "PREFECT_API_URL"})
+_KEPT = frozenset({"CRYPTIQUE_HOME", "CRYPTIQUE_ROOT", "CRYPTIQUE_LOGS", "CRYPTIQUE_ENVIRONMENT", "PREFECT_API_URL"})
 # Prefect's own 10 seconds make who starts a run in the UI wait.
 _LOOK_FOR_WORK_SECONDS = 5
 
@@ -85,6 +86,7 @@ def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     }
     defaults = {
         "CRYPTIQUE_ROOT": str(PROJECT),
+        "PREFECT_LOGGING_SETTINGS_PATH": str(CONFIGURATION),
         "PREFECT_WORKER_QUERY_SECONDS": str(_LOOK_FOR_WORK_SECONDS),
         # The automation that finds runs whose process died without a word waits for these.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",

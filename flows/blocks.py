@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from prefect.blocks.core import Block
+from pydantic import SecretStr
 
 from blocks.aggregates import StoredAggregates
 from blocks.backups import BackupStore
@@ -25,6 +26,7 @@ from tasks.domain.aggregates.records import AGGREGATES
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import TerminalError
 from tasks.domain.generations import FIRST, Generation
+from tasks.domain.log_lines import conceal
 from tasks.domain.owners import Owners
 from tasks.domain.quotas import Gate
 from tasks.domain.runs import Run
@@ -47,6 +49,10 @@ def _load(block_type: type[AnyBlock], name: str) -> AnyBlock:
             "`cryptique-rag register` with the environment set"
         ) from error
     assert isinstance(found, block_type)
+    for name in block_type.model_fields:
+        value = getattr(found, name)
+        if isinstance(value, SecretStr):
+            conceal(value.get_secret_value())
     return found
 
 

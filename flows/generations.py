@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import Field
 
+from blocks.audit import audit
 from blocks.embedders import Embedders, chosen, embedder_of
 from blocks.memory import limit_heaps
 from blocks.vector_store import VectorStore
@@ -330,6 +331,7 @@ def switch(name: str, *, vectors: VectorStore, embedders: Embedders) -> Book:
             f"the generation {name} lacks {plurals}, which the live one holds: build it again with all of its sources"
         )
     embedders.of(wanted).embed_query("transaction")
+    audit("generation_switched", f"the generation {name} is live", generation=name, before=live.generation_name)
     return vectors.switch_generation(name, now=live.read_time())
 
 
@@ -338,6 +340,7 @@ def roll_back(*, vectors: VectorStore) -> Book:
 
     It has what it had when it retired; ``ingest`` takes over what changed since, from its own position.
     """
+    audit("generation_rolled_back", "the generation before is to be live again")
     return vectors.roll_back_generation(now=vectors.read_time())
 
 
@@ -350,6 +353,7 @@ def drop(name: str, *, vectors: VectorStore) -> Book:
     vectors.begin_to_drop_generation(name)
     # From here on nobody begins; who began in between is waited for, by whoever gives the command again.
     _require_idle(name, vectors)
+    audit("generation_dropped", f"the generation {name} is dropped", generation=name)
     return vectors.drop_generation(name, now=vectors.read_time())
 
 

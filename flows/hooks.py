@@ -28,9 +28,10 @@ from pydantic import SecretStr
 
 from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
-from flows.blocks import load_alerts, load_backups, load_embedder, load_source, load_vectors
+from flows.blocks import load_alerts, load_backups, load_embedder, load_monitor, load_source, load_vectors
 from flows.parameters import TRANSACTIONS
 from tasks.alert import Told, send_alert, tell_due, tell_resolved
+from tasks.domain.alerts import runbook_link
 from tasks.domain.errors import BudgetSpentError, InputError, PipelineError, QuotaSpentError, WorkTakenError
 from tasks.domain.incidents import Incident, Severity, cause_of, in_words
 
@@ -259,8 +260,16 @@ def _incident(
         dead_letters=letters,
         link=run_link(flow_run),
         resume=resume_command(flow, flow_run),
+        runbook=runbook_link("run-crashed" if crashed else "run-failed", _public_url()),
     )
     return incident, store
+
+
+def _public_url() -> str | None:
+    try:
+        return load_monitor().public_url
+    except PipelineError:
+        return None
 
 
 def _error_of(state: State[Any]) -> BaseException | None:

@@ -31,6 +31,7 @@ from tasks.chunk import DescribedChunk, chunk_shard
 from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.digests import count_unchanged
 from tasks.domain.errors import BatchesUnderWayError, BudgetSpentError, InputError, QuotaSpentError, TerminalError
+from tasks.domain.log_lines import bound
 from tasks.domain.manifests import Counts, Manifest, Owner
 from tasks.domain.owners import Holder, Owners
 from tasks.domain.registry import plural_of
@@ -139,7 +140,7 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
         parts.stopping.clear()
         job = take_up(run, origin, parts, resume=resume)
         try:
-            with at_work(job, parts, bulk=True) as gated_parts:
+            with bound(source=scope.source, team=_only(scope)), at_work(job, parts, bulk=True) as gated_parts:
                 report, times = _carry_out(job, gated_parts, options, began)
         except QuotaSpentError as error:
             prepared = isinstance(error, BatchesUnderWayError)
@@ -159,6 +160,11 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
                 get_run_logger().warning("dead letters by reason: %s", by_reason(report.refused))
             return report
         resume = True
+
+
+def _only(scope: Scope) -> str | None:
+    """Return the team that a load is for, where it is for one."""
+    return scope.team_ids[0] if len(scope.team_ids) == 1 else None
 
 
 def _accepted(options: LoadOptions) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import Field
 
+from blocks.audit import audit
 from blocks.backups import BackupStore
 from blocks.memory import limit_heaps
 from blocks.mongo import MongoDatabase
@@ -194,6 +195,12 @@ def restore(
             book.write(state="staged")
         if swap:
             _require_idle(vectors)
+            audit(
+                "restore_swapped",
+                f"the backup {manifest.id} is put in place of what is live",
+                backup=manifest.id,
+                team=team,
+            )
             kept, merged = _put_in_place(vectors, staging, book, list(counts), team)
         book.write(state="done", done_at=vectors.read_time(), kept=kept)
         book.forget_parts()

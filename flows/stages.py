@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from tasks.checkpoint import checkpoint_shard
 from tasks.chunk import chunk_shard
 from tasks.domain.changes import ChangeBatch
 from tasks.domain.errors import ShardDamagedError, TerminalError
+from tasks.domain.log_lines import PERFORMANCE
 from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run
 from tasks.domain.shards import Shard, ShardRange
@@ -28,6 +30,7 @@ from tasks.extract import extract_changes, extract_shard
 from tasks.upsert import upsert_shard
 from tasks.validate import validate_shard
 
+_PERFORMANCE = logging.getLogger(PERFORMANCE)
 STAGES = ("extract", "validate", "chunk", "embed", "upsert", "checkpoint")
 #: Said after each stage of each piece of work: what automations of the server may listen to.
 STAGE_COMPLETED = "cryptique-rag.stage.completed"
@@ -218,6 +221,17 @@ class StageWork:
 
 def _tell_stage(work: Work, stage: str, seconds: float, manifest: Manifest) -> None:
     run_id, counts = runtime.flow_run.id, manifest.total
+    _PERFORMANCE.info(
+        "%s of shard %d took %.3f s",
+        *(stage, work.number, seconds),
+        extra={
+            "flow_run_id": run_id,
+            "stage": stage,
+            "shard": work.number,
+            "seconds": round(seconds, 3),
+            "records": counts.read,
+        },
+    )
     emit_event(
         event=STAGE_COMPLETED,
         resource={
