@@ -36,13 +36,17 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What requests of one kind did in one step of time; ``texts`` were embedded, of ``tokens``, for ``usd``."""
+    """What requests of one kind did in one step of time; ``texts`` were embedded, of ``tokens``, for ``usd``.
+
+    ``reused`` texts had a vector already.
+    """
 
     began: datetime
     kind: str
     calls: int
     failed: int
     texts: int
+    reused: int
     tokens: int
     usd: float
 
@@ -109,6 +113,7 @@ def read_requests(store: MongoDatabase, since: datetime, step: timedelta) -> lis
             calls=int(row["calls"]),
             failed=int(row["failed"]),
             texts=int(row["texts"]),
+            reused=int(row["reused"]),
             tokens=int(row["tokens"]),
             usd=float(row["usd"]),
         )
@@ -224,7 +229,7 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-_REQUEST_SUMS = ("calls", "failed", "texts", "tokens", "usd")
+_REQUEST_SUMS = ("calls", "failed", "texts", "reused", "tokens", "usd")
 _WORK_SUMS = {
     "documents": _sum_of("$results.documentsCreated", "$results.documentsUpdated"),
     "tokens": _sum_of("$results.totalTokensUsed"),

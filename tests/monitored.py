@@ -212,9 +212,18 @@ class Monitored:
         )
 
     def ask(
-        self, kind: Kind, at: datetime, calls: int, *, failed: int = 0, error: str = "429", usd: float = 0.0
+        self,
+        kind: Kind,
+        at: datetime,
+        calls: int,
+        *,
+        failed: int = 0,
+        error: str = "429",
+        usd: float = 0.0,
+        texts: int = 0,
+        reused: int = 0,
     ) -> None:
-        """Write down requests of one minute; all of the money is in the first."""
+        """Write down requests of one minute; all of the money and of the texts is in the first."""
         meter = Meter()
         for place in range(calls):
             meter.count(
@@ -224,6 +233,8 @@ class Monitored:
                 error=error if place < failed else None,
                 tokens=round(usd / 0.15 * 1e6) if not place else 0,
                 usd=0.0 if place else usd,
+                texts=0 if place else texts,
+                reused=0 if place else reused,
             )
         self.parts.vectors.add_measures({f"{kind}-{at.timestamp()}": one for one in meter.take()})
 

@@ -84,6 +84,8 @@ def _charts(o: Overview) -> Mapping[str, Chart]:
     return {
         "documents_day": _documents(work.hours, "an hour", daily=False),
         "documents_month": _documents(work.days, "a day", daily=True),
+        "texts_day": _texts(work.hours, "an hour", daily=False),
+        "texts_month": _texts(work.days, "a day", daily=True),
         "requests_day": _requests(work.hours),
         "lag_day": _pace("Ingestion lag, 24 hours", pace.lag_day_s, pace.lag_limit_s, daily=False),
         "lag_month": _pace("Ingestion lag, 30 days", pace.lag_month_s, pace.lag_limit_s, daily=True),
@@ -140,6 +142,22 @@ def _documents(steps: Sequence[StepOfWork], of: str, *, daily: bool) -> Chart:
         tell=_number,
         axis=in_short,
         daily=daily,
+    )
+
+
+def _texts(steps: Sequence[StepOfWork], of: str, *, daily: bool) -> Chart:
+    texts, reused = [float(one.texts) for one in steps], [float(one.reused) for one in steps]
+    says = _sum_in_words(texts, _number)
+    return Chart(
+        title=f"Texts embedded {of}, {'30 days' if daily else '24 hours'}",
+        says=f"{says}; {_number(sum(reused))} more had a vector already" if any(reused) else says,
+        kind="bars",
+        moments=[one.began for one in steps],
+        series={"embedded": texts, "had a vector already": reused} if any(reused) else {"embedded": texts},
+        tell=_number,
+        axis=in_short,
+        daily=daily,
+        style={"embedded": "s0", "had a vector already": "s3"},
     )
 
 

@@ -116,17 +116,22 @@ class Objective(Section):
 
 
 class StepOfWork(BaseModel):
-    """What was done in an hour or a day. ``told_by`` is where the documents are from."""
+    """What was done in an hour or a day. ``told_by`` is where ``documents`` are from; jobs count where they ended.
+
+    ``texts`` were embedded, ``reused`` had a vector already; ``calls`` and what ``failed`` of them are by kind.
+    """
 
     began: datetime
     documents: int = 0
+    texts: int = 0
+    reused: int = 0
     told_by: Literal["embeddingstats", "embeddingjobs"] = "embeddingjobs"
     calls: dict[str, int] = {}
     failed: dict[str, int] = {}
 
 
 class Throughput(Section):
-    """Documents written and requests made, by hour of 24 and by day of 30."""
+    """Documents written, texts embedded and requests made, by hour of 24 and by day of 30."""
 
     hours: list[StepOfWork] = []
     days: list[StepOfWork] = []
@@ -529,6 +534,9 @@ def _work(parts: HttpParts, now: datetime, step: timedelta, number: int) -> list
     for requests in read_requests(parts.vectors, moments[0], step):
         if requests.began in steps:
             one = steps[requests.began]
+            one.texts, one.reused = one.texts + requests.texts, one.reused + requests.reused
+            if not requests.calls:
+                continue
             one.calls[requests.kind] = requests.calls
             one.failed[requests.kind] = requests.failed
     return list(steps.values())
