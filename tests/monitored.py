@@ -314,13 +314,23 @@ class Monitored:
 _T = Timestamp(1, 1)
 
 
+def hourly(back: int) -> int:
+    """Return the documents of an hour, so many before this one: 250, 350, 450, 550 and again."""
+    return 250 + 100 * (back % 4)
+
+
+def daily(back: int) -> int:
+    """Return the documents of a day, so many before today."""
+    return 9_000 + 450 * (back % 7)
+
+
 def at_work_for_a_month(scene: Monitored) -> None:
     """Fill all books; with these figures:
 
     - availability: 600 s failed, 10,740 s not looked at, of 30 days
-    - documents: 400 an hour in each of 24 hours; on earlier days 9,000, of which the statistics of days tell
-    - cost: 2.00 dollars on each of the 29 days before today (statistics), of which Acme has 1.20, the team whose name
-      is markup 0.50, and 0.30 is no team's; today 1.26 (requests). A job of a day with statistics counts no second time
+    - documents: ``hourly`` in each of 24 hours, 9,600 together; on earlier days ``daily``, by their statistics
+    - cost: 2.00 dollars and up to 0.60 more on each of the 29 days before today (statistics), of which Acme has 1.20,
+      the team whose name is markup 0.50; today 1.26 (requests). A job of a day with statistics counts no second time
     - dead letters: 22 and 3 and 1 open, one resolved
     - errors of the last day: 3 of requests (429), 1 of runs (source), 22 + 1 of records
     """
@@ -331,15 +341,15 @@ def at_work_for_a_month(scene: Monitored) -> None:
     hour = scene.now.replace(minute=0, second=0, microsecond=0)
     for back in range(24):
         at = hour - back * HOUR
-        scene.job(at, documents=400, tokens=30_000, usd=0.0045, team=ACME)
+        scene.job(at, documents=hourly(back), tokens=30_000, usd=0.0045, team=ACME)
         scene.ask("search", at, 60 + 25 * (back % 5))
         scene.ask("http", at, 30)
-    scene.ask("embed", scene.midnight, 84, failed=3, usd=1.26)
+    scene.ask("embed", scene.midnight, 84, failed=3, usd=1.26, texts=1_000)
     # A load's partitions did part of what it did.
     scene.job(hour, documents=9_999, tokens=9_999, usd=9.99, kind="partition")
     for back in range(1, 30):
         day = scene.midnight - back * DAY
-        scene.stats(day, documents=9_000, tokens=13_333_333, usd=2.0)
+        scene.stats(day, documents=daily(back), tokens=13_333_333 + 90_000 * (back % 7), usd=2.0 + 0.1 * (back % 7))
         scene.stats(day, documents=6_000, tokens=8_000_000, usd=1.2, team=ACME)
         scene.stats(day, documents=2_000, tokens=3_333_333, usd=0.5, team=MARKUP)
         scene.job(day + HOUR, documents=100, tokens=100, usd=7.0, team=NORTHWIND)

@@ -18,7 +18,8 @@ Values = Sequence[float | None]
 Format = Callable[[float], str]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 24
 _TICKS = 4
-_LETTER, _LABEL_GAP = 6.4, 14.0
+_LETTER, _LABEL_GAP = 7.0, 12.0
+_LEAST_BAD = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +199,15 @@ def _bars(chart: Chart, size: Size, top: float) -> Markup:
     gap = min(2.0, step * 0.2)
     drawn = []
     for place, at in enumerate(chart.moments):
-        below = 0.0
+        below, ground = 0.0, float(size.height - _BOTTOM)
         for name, values in chart.series.items():
             value = values[place] or 0.0
             if value <= 0:
                 continue
-            # What is there at all is seen, however little it is.
-            high = max(1.0, _y(below, top, size) - _y(below + value, top, size))
+            below += value
+            # What is there at all is seen, however little it is; above all what is bad.
+            least = _LEAST_BAD if chart.class_of(name) == "bad" else 1.0
+            y = max(float(_TOP), min(_y(below, top, size), ground - least))
             drawn.append(
                 Markup(
                     '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
@@ -212,15 +215,15 @@ def _bars(chart: Chart, size: Size, top: float) -> Markup:
                 ).format(
                     chart.class_of(name),
                     _LEFT + place * step + gap / 2,
-                    _y(below, top, size) - high,
+                    y,
                     step - gap,
-                    high,
+                    max(0.0, ground - y),
                     chart.label(at),
                     name,
                     chart.tell(value),
                 )
             )
-            below += value
+            ground = y
     return _join(drawn)
 
 

@@ -440,7 +440,9 @@ def _health(parts: HttpParts, now: datetime) -> Health:
     order = {name: place for place, name in enumerate(PROBES)}
     return Health(
         status=details.status,
-        probes=dict(sorted(details.probes.items(), key=lambda one: order.get(one[0], len(order)))),
+        probes=dict(
+            sorted(details.probes.items(), key=lambda one: (one[1].verdict != "failed", order.get(one[0], len(order))))
+        ),
         alerts=sorted(alerts, key=lambda one: (_RANK[one.severity], one.began)),
         looked_at=max((one.at for one in details.probes.values()), default=None),
         problem=details.problem,

@@ -25,7 +25,7 @@ from tasks.domain.alerts import ALERT_NAMES
 from tests.builders import NOW
 from tests.end_to_end.pipeline import prefect_client
 from tests.loopback.relay import Relay
-from tests.monitored import ACME, DAY, MARKUP, MINUTE, Monitored, at_work_for_a_month
+from tests.monitored import ACME, DAY, MARKUP, MINUTE, Monitored, at_work_for_a_month, daily, hourly
 
 Row = dict[str, Any]
 SECTIONS = (
@@ -112,25 +112,26 @@ def test_the_figures_are_those_of_the_books_on_the_page_and_in_the_json(scene: M
     assert "99.976 %" in page.text
     assert "33.2 min of 43.2 min" in page.text
 
-    assert [one.documents for one in found.throughput.hours] == [400] * 24
-    assert [one.documents for one in found.throughput.days][:-1] == [9_000] * 29
+    assert [one.documents for one in found.throughput.hours] == [hourly(back) for back in range(23, -1, -1)]
+    assert [one.documents for one in found.throughput.days][:-1] == [daily(back) for back in range(29, 0, -1)]
     assert {one.told_by for one in found.throughput.days[:-1]} == {"embeddingstats"}
     assert sum(one.failed.get("embed", 0) for one in found.throughput.hours) == 3
     assert sum(one.calls.get("http", 0) for one in found.throughput.hours) == 24 * 30
-    assert "9,600 in all, highest 400" in page.text
+    assert "9,600 in all, highest 550" in page.text
+    assert sum(one.texts for one in found.throughput.hours) == 1_000
 
     assert max(one.value or 0 for one in found.pace.lag_day_s) == 1_200
     assert "highest 20 min" in page.text
 
-    assert [one.usd for one in found.cost.days[:-1]] == pytest.approx([2.0] * 29)
+    assert [one.usd for one in found.cost.days[:-1]] == pytest.approx([2 + back % 7 / 10 for back in range(29, 0, -1)])
     assert found.cost.usd_today == pytest.approx(1.26)
-    assert found.cost.usd == pytest.approx(29 * 2.0 + 1.26)
+    assert found.cost.usd == pytest.approx(29 * 2.0 + 8.5 + 1.26)
     teams = {one.team_id: (one.name, one.usd) for one in found.cost.teams}
     assert teams[str(MARKUP)] == ("<script>alert(1)</script>", pytest.approx(29 * 0.5))
     # 13 hours of today have no statistics yet, and its jobs tell.
     assert teams[str(ACME)] == ("Acme DAO", pytest.approx(29 * 1.2 + 13 * 0.0045))
     assert set(teams) == {str(ACME), str(MARKUP)}
-    assert "$1.26 today of $5.00. $59.26 and" in page.text
+    assert "$1.26 today of $5.00. $67.76 and" in page.text
 
     assert [(one.code, one.number, one.day) for one in found.letters.reasons] == [
         ("bad_amount", 22, 22),
