@@ -20,7 +20,6 @@ from blocks.code_version import read_code_version
 from blocks.monitor_book import LOOK_COVERS
 from blocks.operations import (
     LetterReason,
-    Work,
     count_jobs,
     count_letter_errors,
     count_letters,

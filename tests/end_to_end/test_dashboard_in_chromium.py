@@ -25,7 +25,7 @@ from deployments.http.app import make_app
 from tasks.domain.alerts import ALERT_NAMES
 from tests.browser import NAMES, Browser, find_chromium
 from tests.end_to_end.pipeline import prefect_client
-from tests.monitored import Monitored, at_work_for_a_month
+from tests.monitored import Monitored, at_work_for_a_month, daily, hourly
 
 pytestmark = pytest.mark.long
 
@@ -90,7 +90,9 @@ def address(mongo_uri: str, prefect_api: str, database: Database[dict[str, Any]]
     at_work_for_a_month(scene)
     for back in range(24 * 6):
         at = now - back * timedelta(minutes=10)
-        scene.ask("embed", at, 2, texts=900 + 350 * (back % 5), reused=150 + 60 * (back % 3))
+        scene.ask("embed", at, 2, texts=hourly(back // 6) // 5, reused=9 + 6 * (back % 3))
+    for back in range(2, 30):
+        scene.ask("embed", now - timedelta(days=back), 2, texts=daily(back) * 11 // 10, reused=daily(back) // 6)
     run_flows(now)
     with served(scene) as url:
         yield url
