@@ -58,9 +58,10 @@ _LOGGER = logging.getLogger("cryptique.http")
 
 
 class Section(BaseModel):
-    """A part of the page. ``problem`` says why it is empty, where it couldn't be read."""
+    """A part of the page. ``problem`` says why it is empty: it couldn't be read, or is not ``configured``."""
 
     problem: str | None = None
+    configured: bool = True
 
 
 class ShownAlert(OpenAlert):
@@ -354,7 +355,7 @@ def read_overview(parts: HttpParts, *, now: datetime) -> Overview:
     now = now.astimezone(UTC)
     started = {name: _begin(name, read, parts, now) for name, (_, read) in _READS.items()}
     found: dict[str, Any] = {name: _result(name, started[name], kind) for name, (kind, _) in _READS.items()}
-    unread = [name for name, section in found.items() if section.problem]
+    unread = [name for name, section in found.items() if section.problem and section.configured]
     status, headline, since = _judge(found["health"], unread)
     return Overview(
         at=now,
@@ -748,7 +749,7 @@ _ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 def _runs(parts: HttpParts, now: datetime) -> Runs:
     server = parts.prefect
     if server is None:
-        return Runs(problem="No Prefect server is named: set PREFECT_API_URL.")
+        return Runs(configured=False, problem="No Prefect server is named: set PREFECT_API_URL.")
     lately = now - DAY
 
     def shown(found: Iterable[PrefectRun]) -> list[ShownRun]:
