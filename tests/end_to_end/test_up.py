@@ -105,7 +105,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     try:
         place = Place(home, **SETTINGS)
         # Their schedules would start them in the middle of a test.
-        for name in ("ingest", "ingest-sites", "aggregate", "monitor"):
+        for name in ("ingest", "ingest-sites", "aggregate", "monitor", "rollup"):
             found = place.deployment(name)
             place.change(f"/deployments/{found['id']}/schedules/{found['schedules'][0]['id']}", active=False)
         yield place
