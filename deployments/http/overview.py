@@ -544,7 +544,8 @@ def _work(parts: HttpParts, now: datetime, step: timedelta, number: int) -> list
         if work.began in steps:
             steps[work.began].documents += work.documents
     for row in read_stats(parts.vectors, "hourly" if step == HOUR else "daily", moments[0]):
-        if row.get("teamId") is None and row["startDate"] in steps:
+        # The step that goes on is counted once an hour; its jobs tell more.
+        if row.get("teamId") is None and row["startDate"] in steps and row["startDate"] != moments[-1]:
             one = steps[row["startDate"]]
             one.documents, one.told_by = _written(row), "embeddingstats"
     for requests in read_requests(parts.vectors, moments[0], step):
@@ -622,9 +623,10 @@ def _cost(parts: HttpParts, now: datetime) -> Cost:
     by_stats = {row["startDate"] for row in stats if row.get("teamId") is None}
     teams: dict[str | None, TeamCost] = {}
     for work in read_work(parts.vectors, moments[0], DAY):
-        if work.began in days and work.began not in by_stats:
+        if work.began in days:
             _tell(days[work.began], "embeddingjobs", work.tokens, work.usd)
-            _charge(teams, work.team_id, work.documents, work.tokens, work.usd)
+            if work.began not in by_stats:
+                _charge(teams, work.team_id, work.documents, work.tokens, work.usd)
     for asked_for in read_requests(parts.vectors, moments[0], DAY):
         if asked_for.began in days and asked_for.kind == "embed":
             _tell(days[asked_for.began], "ragmeasures", asked_for.tokens, asked_for.usd)
@@ -632,7 +634,9 @@ def _cost(parts: HttpParts, now: datetime) -> Cost:
         usage = row.get("apiUsage") or {}
         tokens, usd = int(usage.get("totalTokensUsed") or 0), float(usage.get("totalCost") or 0.0)
         if row.get("teamId") is None:
-            _tell(days[row["startDate"]], "embeddingstats", tokens, usd)
+            # Of today they are an hour old.
+            if row["startDate"] != moments[-1]:
+                _tell(days[row["startDate"]], "embeddingstats", tokens, usd)
         elif row["startDate"] in by_stats:
             _charge(teams, str(row["teamId"]), _written(row), tokens, usd)
     names, problem = _team_names(parts, [one for one in teams if one is not None])

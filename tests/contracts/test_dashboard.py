@@ -165,6 +165,25 @@ def test_the_figures_are_those_of_the_books_on_the_page_and_in_the_json(scene: M
     assert "/admin/runbook#alert-queue" in page.links
 
 
+def test_the_day_that_goes_on_is_told_by_what_is_newer_than_its_statistics(scene: Monitored) -> None:
+    today, yesterday = scene.midnight, scene.midnight - DAY
+    for day in (today, yesterday):
+        scene.stats(day, documents=10, tokens=100, usd=1.0)
+        scene.stats(day, documents=10, tokens=100, usd=1.0, team=ACME)
+        scene.job(day + MINUTE, documents=70, tokens=300, usd=3.0)
+    found = read_overview(scene.parts, now=NOW)
+    assert [(one.documents, one.told_by) for one in found.throughput.days[-2:]] == [
+        (10, "embeddingstats"),
+        (70, "embeddingjobs"),
+    ]
+    assert [(one.usd, one.told_by) for one in found.cost.days[-2:]] == [(1.0, "embeddingstats"), (3.0, "embeddingjobs")]
+    scene.ask("embed", today, 1, usd=3.5)
+    cost = read_overview(scene.parts, now=NOW).cost
+    assert (cost.usd_today, cost.days[-1].told_by) == (3.5, "ragmeasures")
+    assert [(one.team_id, one.usd) for one in cost.teams] == [(str(ACME), 2.0)]
+    assert cost.usd_of_no_team == pytest.approx(2.5)
+
+
 def test_no_word_of_the_books_is_markup_and_no_visitor_is_named(scene: Monitored) -> None:
     at_work_for_a_month(scene)
     scene.alert("disk", "critical", "<img src=x onerror=alert(1)>", "</p><script>x</script>", ago=MINUTE)
