@@ -62,7 +62,7 @@ def _databases(settings: Settings) -> list[str]:
             found.append(f"{setting}: names a database of another environment ({others}), and this is {where}")
     if where == "staging" and "staging" not in _words(settings.vectors_database):
         found.append(
-            "CRYPTIQUE_VECTORS_DATABASE: must hold the word staging in staging, such as cryptique_staging, so that none "
+            "CRYPTIQUE_VECTORS_DATABASE: must hold the word staging in staging, such as cryptique_staging: then none "
             "can take it for production's"
         )
     return found
