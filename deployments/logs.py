@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import MutableMapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blocks.log_files import DatedLogHandler
-from tasks.domain.log_lines import JsonFormatter
+from tasks.domain.log_lines import JsonFormatter, redacted
 
 if TYPE_CHECKING:
     from deployments.settings import Settings
@@ -34,16 +35,51 @@ def logs_folder() -> Path:
 
 def make_files() -> DatedLogHandler:
     """Return the handler of the files."""
-    return DatedLogHandler(logs_folder(), ui_url=_ui_url)
+    # A folder that somebody chose is made; nothing is made in a home that isn't there yet.
+    return DatedLogHandler(
+        logs_folder(), ui_url=_ui_url, facts=_run_facts, parents=bool(os.environ.get(FOLDER_SETTING))
+    )
 
 
 def make_console_formatter(**words: Any) -> logging.Formatter:
     """Return Prefect's formatter for a person, or in production JSON for a collector."""
     if os.environ.get(ENVIRONMENT_SETTING) == "production":
-        return JsonFormatter()
+        return JsonFormatter(ui_url=_ui_url, facts=_run_facts)
     from prefect.logging.formatters import PrefectFormatter
 
-    return PrefectFormatter(**words)
+    class Readable(PrefectFormatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return redacted(super().format(record))
+
+    return Readable(**words)
+
+
+class RedactingFormatter(logging.Formatter):
+    """The plain message and stack, without secrets: what the Prefect server keeps of a run."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text."""
+        return redacted(super().format(record))
+
+
+def _run_facts() -> dict[str, str]:
+    """Return the run that this context is in, for lines of loggers that know of none."""
+    # While Prefect itself is imported there is no run, and its module may be half made.
+    context = sys.modules.get("prefect.context")
+    if context is None or not hasattr(context, "TaskRunContext"):
+        return {}
+    found: dict[str, str] = {}
+    of_flow, of_task = context.FlowRunContext.get(), context.TaskRunContext.get()
+    if of_flow is not None and of_flow.flow_run is not None:
+        found |= {"flow_run_id": str(of_flow.flow_run.id), "flow_run_name": of_flow.flow_run.name}
+        if of_flow.flow is not None:
+            found["flow_name"] = of_flow.flow.name
+    if of_task is not None:
+        run = of_task.task_run
+        found |= {"task_run_id": str(run.id), "task_run_name": run.name, "task_name": of_task.task.name}
+        if run.flow_run_id is not None:
+            found["flow_run_id"] = str(run.flow_run_id)
+    return found
 
 
 @cache
