@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -37,9 +38,9 @@ CREATE TABLE IF NOT EXISTS alerts (
 CREATE UNIQUE INDEX IF NOT EXISTS one_open_alert ON alerts (name) WHERE ended IS NULL;
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 """
-_BUSY_S = 10.0
+_BUSY_S, _BUSY_PAUSE_S = 10.0, 0.02
 #: Looks further apart than this leave a time in which nobody looked.
-_LOOK_COVERS = timedelta(minutes=6)
+LOOK_COVERS = timedelta(minutes=6)
 
 
 class MonitorBook:
@@ -51,20 +52,28 @@ class MonitorBook:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "monitor.db"
         self._ready = False
+        self._preparing = threading.Lock()
+
+    def _prepare(self) -> None:
+        """Make the file and its tables, where no thread of ours has looked yet. Of several processes one does."""
+        with self._preparing:
+            if self._ready:
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.touch(mode=0o600)
+            with closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
+                _begin_to_log_ahead(connection)
+                connection.executescript(_SCHEMA)
+                connection.execute("INSERT OR IGNORE INTO notes VALUES ('begun', ?)", [time.time()])
+            self._ready = True
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
         """Yield a connection within a transaction that is written when the block ends well."""
         try:
             if not self._ready:
-                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self.path.touch(mode=0o600)
+                self._prepare()
             with closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
-                if not self._ready:
-                    connection.execute("PRAGMA journal_mode=WAL")
-                    connection.executescript(_SCHEMA)
-                    connection.execute("INSERT OR IGNORE INTO notes VALUES ('begun', ?)", [time.time()])
-                    self._ready = True
                 # What was said must be known after a crash of the machine too, and there are few writes.
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("BEGIN IMMEDIATE")
@@ -110,18 +119,40 @@ class MonitorBook:
             found = connection.execute(query).fetchall()
         return {row[0]: _reading(row) for row in found}
 
-    def count_looks(self, since: datetime, until: datetime) -> Looks:
-        """Return how long in ``[since, until)`` all vital parts answered, one did not, or nobody looked."""
+    def read_looks(self, since: datetime, until: datetime) -> list[tuple[float, int]]:
+        """Return the moments of ``[since, until)`` at which vital parts were looked at, and whether one failed."""
         marks = ", ".join("?" * len(VITAL))
         query = (
             "SELECT at, max(verdict = 'failed') FROM readings "
             f"WHERE probe IN ({marks}) AND at >= ? AND at < ? GROUP BY at ORDER BY at"
         )
         with self._opened() as connection:
-            rows = connection.execute(query, [*VITAL, since.timestamp(), until.timestamp()]).fetchall()
+            return connection.execute(query, [*VITAL, since.timestamp(), until.timestamp()]).fetchall()
+
+    def count_looks(self, since: datetime, until: datetime) -> Looks:
+        """Return how long in ``[since, until)`` all vital parts answered, one did not, or nobody looked."""
+        rows = self.read_looks(since, until)
         return Looks.from_times(
-            rows, since=since.timestamp(), until=until.timestamp(), covers_s=_LOOK_COVERS.total_seconds()
+            rows, since=since.timestamp(), until=until.timestamp(), covers_s=LOOK_COVERS.total_seconds()
         )
+
+    def read_figure(
+        self, probe: str, figure: str, since: datetime, until: datetime, step: timedelta
+    ) -> dict[datetime, float]:
+        """Return the greatest value of a probe's figure in each step of ``[since, until)`` that has one.
+
+        Steps are known by their beginnings, which are multiples of ``step`` since 1970.
+        """
+        step_s = step.total_seconds()
+        query = (
+            "SELECT CAST(at / :step AS INTEGER) * :step AS began, max(json_extract(figures, '$.' || :figure)) "
+            "FROM readings WHERE probe = :probe AND at >= :since AND at < :until "
+            "AND json_extract(figures, '$.' || :figure) IS NOT NULL GROUP BY began ORDER BY began"
+        )
+        wanted = {"since": since.timestamp(), "until": until.timestamp(), "probe": probe, "figure": figure}
+        with self._opened() as connection:
+            rows = connection.execute(query, {**wanted, "step": step_s}).fetchall()
+        return {_moment(began): float(value) for began, value in rows}
 
     def prune(self, before: datetime) -> int:
         """Delete readings from before this moment, and alerts that ended before it; return how many."""
@@ -213,6 +244,23 @@ class MonitorBook:
         begun = self.read_note("begun")
         assert begun is not None
         return begun
+
+
+def _begin_to_log_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to the mode in which readers and a writer keep each other from nothing.
+
+    For this switch alone SQLite does not wait: while another process is at it, it is refused at once.
+    """
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_BUSY_PAUSE_S)
+        else:
+            return
 
 
 def _moment(seconds: float) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -19,14 +19,16 @@ _UNAUTHORIZED = (401, 403)
 
 @dataclass(frozen=True, slots=True)
 class PrefectRun:
-    """A flow run as the server knows it; ``seconds`` is for how long it ran."""
+    """A flow run as the server knows it; ``seconds`` is for how long it ran, or runs."""
 
     id: str
     name: str
+    flow: str
     state_type: str
     state_name: str
     message: str
-    expected: datetime
+    expected: datetime | None
+    began: datetime | None
     seconds: float
 
 
@@ -60,26 +62,21 @@ class PrefectServer:
         }
         return int(self._ask("POST", "/flow_runs/count", {"flow_runs": wanted}))
 
-    def read_runs(self, since: datetime, *, limit: int = 200) -> list[PrefectRun]:
-        """Return the runs that should have begun since then, the newest first; at most so many."""
-        body = {
-            "flow_runs": {"expected_start_time": {"after_": since.astimezone(UTC).isoformat()}},
-            "sort": "EXPECTED_START_TIME_DESC",
-            "limit": limit,
-        }
-        rows = self._ask("POST", "/flow_runs/filter", body)
-        return [
-            PrefectRun(
-                id=str(row["id"]),
-                name=str(row["name"]),
-                state_type=str(row["state_type"]),
-                state_name=str(row["state_name"]),
-                message=str((row.get("state") or {}).get("message") or ""),
-                expected=datetime.fromisoformat(row["expected_start_time"]),
-                seconds=float(row.get("total_run_time") or 0.0),
-            )
-            for row in rows
-        ]
+    def count_runs(self, states: Sequence[str], *, since: datetime | None = None) -> int:
+        """Return how many runs are in states of these types, or only those of them that began since then."""
+        wanted: dict[str, Any] = {"state": {"type": {"any_": list(states)}}}
+        if since is not None:
+            wanted["start_time"] = {"after_": since.astimezone(UTC).isoformat()}
+        return int(self._ask("POST", "/flow_runs/count", {"flow_runs": wanted}))
+
+    def read_runs(self, states: Sequence[str], *, sort: str, limit: int) -> list[PrefectRun]:
+        """Return runs in states of these types, sorted as the server names it; at most so many."""
+        wanted = {"state": {"type": {"any_": list(states)}}}
+        rows = self._ask("POST", "/flow_runs/filter", {"flow_runs": wanted, "sort": sort, "limit": limit})
+        ids = sorted({str(row["flow_id"]) for row in rows})
+        flows = self._ask("POST", "/flows/filter", {"flows": {"id": {"any_": ids}}}) if ids else []
+        names = {flow["id"]: str(flow["name"]) for flow in flows}
+        return [_run(row, names.get(row["flow_id"], "")) for row in rows]
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         headers = {}
@@ -99,6 +96,22 @@ class PrefectServer:
             return response.json()
         except ValueError:
             raise TransientError(f"{self.url} does not answer like a Prefect server") from None
+
+
+def _run(row: Mapping[str, Any], flow: str) -> PrefectRun:
+    began, expected = row.get("start_time"), row.get("expected_start_time")
+    return PrefectRun(
+        id=str(row["id"]),
+        name=str(row["name"]),
+        flow=flow,
+        state_type=str(row["state_type"]),
+        state_name=str(row["state_name"]),
+        message=str((row.get("state") or {}).get("message") or ""),
+        expected=None if expected is None else datetime.fromisoformat(expected),
+        began=None if began is None else datetime.fromisoformat(began),
+        # What runs has no total yet but an estimate.
+        seconds=float(row.get("estimated_run_time") or row.get("total_run_time") or 0.0),
+    )
 
 
 def _is_local(url: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from prefect.logging.configuration import ensure_logging_setup
 from prefect.settings import PREFECT_API_AUTH_STRING
 
 from blocks.meters import write_measures
@@ -26,6 +27,7 @@ _WRITE_WITHIN_S = 10.0
 
 def create() -> FastAPI:
     """Return the service by the environment's settings; each process of ``cryptique-rag serve`` calls it once."""
+    ensure_logging_setup()
     return serve_by(load_settings())
 
 
