@@ -50,8 +50,8 @@ class DatedLogHandler(logging.Handler):
     """Writes each record's line into the files of its streams, of the day on which it was made (UTC).
 
     A line that can't be written breaks nothing: the first is told on standard error, and so is how many were lost.
-    ``facts`` says what else a line is about: the run that the process is in. With ``parents`` the folder's parents are
-    made as well; without, a folder whose parent isn't there gets no line, silently.
+    ``facts`` says what else a line is about: the run that the process is in. The folder is made, but not its parent:
+    where that isn't there, no line is written, silently.
     """
 
     def __init__(
@@ -62,14 +62,12 @@ class DatedLogHandler(logging.Handler):
         facts: Callable[[], Mapping[str, str]] | None = None,
         max_bytes: int = MAX_FILE_BYTES,
         level: int = logging.INFO,
-        parents: bool = False,
     ) -> None:
         super().__init__(level)
         self._folder = folder
         self._ui_url = ui_url or (lambda: None)
         self._facts = facts or dict
         self._max_bytes = max_bytes
-        self._parents = parents
         self._open: dict[Stream, _Open] = {}
         self._process = os.getpid()
         self._lost = 0
@@ -83,10 +81,8 @@ class DatedLogHandler(logging.Handler):
                 self._write(stream, line, record.created)
             if self._lost and time.monotonic() - self._told_s >= _TELL_EVERY_S:
                 self._tell_end()
-        except FileNotFoundError as error:
-            if self._parents:
-                self._lose(error)
-            # Else there is no home yet: a command that only looks makes none.
+        except FileNotFoundError:
+            return  # there is no home yet: a command that only looks makes none
         except Exception as error:  # noqa: BLE001 - what tells of the work must not stop it
             self._lose(error)
 
@@ -167,7 +163,7 @@ class DatedLogHandler(logging.Handler):
         if found is not None and found.day == day and there is not None and there.st_ino == found.inode:
             found.looked_s = created
             return found
-        self._folder.mkdir(exist_ok=True, mode=0o700, parents=self._parents)
+        self._folder.mkdir(exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         if found is not None:
             os.close(found.descriptor)

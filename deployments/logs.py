@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,10 @@ def use_configuration(environment: MutableMapping[str, str], settings: Settings)
     environment.setdefault("PREFECT_LOGGING_SETTINGS_PATH", str(CONFIGURATION))
     environment.setdefault(ENVIRONMENT_SETTING, settings.cryptique_environment)
     environment.setdefault(FOLDER_SETTING, str(settings.logs_folder))
+    if settings.cryptique_logs is not None:
+        # Its parents too; under the home nothing is made before there is one. What fails here, the first line tells.
+        with suppress(OSError):
+            settings.logs_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def logs_folder() -> Path:
@@ -35,10 +40,7 @@ def logs_folder() -> Path:
 
 def make_files() -> DatedLogHandler:
     """Return the handler of the files."""
-    # A folder that somebody chose is made; nothing is made in a home that isn't there yet.
-    return DatedLogHandler(
-        logs_folder(), ui_url=_ui_url, facts=_run_facts, parents=bool(os.environ.get(FOLDER_SETTING))
-    )
+    return DatedLogHandler(logs_folder(), ui_url=_ui_url, facts=_run_facts)
 
 
 def make_console_formatter(**words: Any) -> logging.Formatter:
