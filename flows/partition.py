@@ -120,7 +120,7 @@ def partition(
         return Completed(message="another run is at this partition", data=0)
     shards = plan[number * PARTITION_SHARDS : (number + 1) * PARTITION_SHARDS]
     try:
-        with at_work(job, parts, bulk=True) as gated_parts:
+        with bound(source=load.scope.source), at_work(job, parts, bulk=True) as gated_parts:
             done = _carry_out(job, shards, gated_parts)
     except (QuotaSpentError, BudgetSpentError) as error:
         return Completed(message=f"ended early: {error}", data=0)
