@@ -6,6 +6,8 @@ import getpass
 import logging
 import socket
 
+from prefect.logging.configuration import ensure_logging_setup
+
 from tasks.domain.log_lines import SECURITY
 
 _LOGGER = logging.getLogger(SECURITY)
@@ -13,6 +15,8 @@ _LOGGER = logging.getLogger(SECURITY)
 
 def audit(event: str, says: str, **facts: object) -> None:
     """Write down what somebody did; ``event`` is a stable name in snake case."""
+    # A command that asks Prefect for nothing would have no handler.
+    ensure_logging_setup()
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container may know its user by number alone

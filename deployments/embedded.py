@@ -36,6 +36,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from blocks.s3 import S3Bucket
+from deployments.logs import CONFIGURATION
 from tasks.domain.errors import PipelineError, TerminalError
 
 REPLICA_SET = "rs0"
@@ -655,6 +656,10 @@ def _prefect_api_url(port: int) -> str:
 def _prefect_environment(folder: Path, port: int) -> dict[str, str]:
     return _without_settings() | {
         "PREFECT_HOME": str(folder),
+        # Its lines stand with everybody else's.
+        "PREFECT_LOGGING_SETTINGS_PATH": str(CONFIGURATION),
+        "CRYPTIQUE_LOGS": os.environ.get("CRYPTIQUE_LOGS") or str(folder.parent / "logs"),
+        "CRYPTIQUE_ENVIRONMENT": os.environ.get("CRYPTIQUE_ENVIRONMENT", ""),
         # The UI takes the API's address from here, not from --port.
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),

@@ -23,6 +23,7 @@ from flows.parameters import TRANSACTIONS, GenerationName, Sources
 from flows.stages import StageWork, task_runner
 from tasks.domain.changes import ChangeBatch, Lags
 from tasks.domain.errors import HistoryLostError, QuotaSpentError, WorkTakenError
+from tasks.domain.log_lines import bound
 from tasks.domain.registry import find_source
 from tasks.domain.runs import Scope
 from tasks.policy import DEFAULT_RETRIES
@@ -132,7 +133,7 @@ def ingest(
     following = _Following(job, report, began + max_seconds, until_idle, follows_live=follows_live)
     streamed = follow == "stream" or (follow == "auto" and source.read_operation_time() is not None)
     try:
-        with at_work(job, parts, bulk=False) as gated_parts:
+        with bound(source=_SOURCE), at_work(job, parts, bulk=False) as gated_parts:
             following.begin(gated_parts)
             try:
                 if streamed:

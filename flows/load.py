@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from tasks.chunk import DescribedChunk, chunk_shard
 from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.digests import count_unchanged
 from tasks.domain.errors import BatchesUnderWayError, BudgetSpentError, InputError, QuotaSpentError, TerminalError
-from tasks.domain.log_lines import bound
+from tasks.domain.log_lines import PERFORMANCE, bound
 from tasks.domain.manifests import Counts, Manifest, Owner
 from tasks.domain.owners import Holder, Owners
 from tasks.domain.registry import plural_of
@@ -46,6 +47,7 @@ from tasks.policy import STAGE
 from tasks.reconcile import Reconciliation, reconcile_run
 from tasks.validate import validate_shard
 
+_PERFORMANCE = logging.getLogger(PERFORMANCE)
 _SHOWN_DIFFERENCES = 5
 #: A budget that is spent is still one: with it a source pauses at its first text.
 LEAST_USD = 1e-9
@@ -156,10 +158,25 @@ def load(kind: Kind, scope: Scope, parts: Parts, options: LoadOptions, *, began:
             drop_batches(job, parts)
             forget(job.run, parts)
             publish(kind, report, job.run, job.manifest, parts, times)
+            _tell_performance(kind, report, scope, time.monotonic() - began)
             if report.refused:
                 get_run_logger().warning("dead letters by reason: %s", by_reason(report.refused))
             return report
         resume = True
+
+
+def _tell_performance(kind: Kind, report: LoadReport, scope: Scope, seconds: float) -> None:
+    _PERFORMANCE.info(
+        "%s of %s took %.1f s",
+        *(kind, scope.source, seconds),
+        extra={
+            "source": scope.source,
+            "team": _only(scope),
+            "seconds": round(seconds, 3),
+            "records": report.read,
+            "records_per_s": round(report.read / seconds, 1) if seconds else None,
+        },
+    )
 
 
 def _only(scope: Scope) -> str | None:

@@ -249,6 +249,7 @@ def undo_restore(
             else:
                 _bring_back(vectors, book, found, name)
         book.write(state="undone", undone_at=vectors.read_time())
+    audit("restore_undone", "what was live before a restore is live again", backup=found["backup"], team=found["team"])
     words = f"what was live before {found['backup']} was put in place is live again"
     get_run_logger().info(words)
     return Completed(message=words, data={"backup": found["backup"], "collections": found["collections"]})
@@ -280,7 +281,10 @@ def drop_kept(vectors: VectorStore, *, backup: str | None = None) -> list[str]:
     ``backup``: only of the restore of this one. Staging of restores that did not end goes too. Needs no Prefect server.
     """
     with _at_work(vectors, vectors):
-        return _drop_kept(vectors, backup)
+        dropped = _drop_kept(vectors, backup)
+    if dropped:
+        audit("restore_kept_dropped", f"{len(dropped)} collections that restores kept are dropped", backup=backup)
+    return dropped
 
 
 def _drop_kept(vectors: VectorStore, backup: str | None) -> list[str]:

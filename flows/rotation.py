@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from blocks.audit import audit
 from blocks.backups import BackupStore
 from blocks.object_store import ObjectsLockedError
 from tasks.domain.errors import PipelineError, TerminalError
@@ -82,6 +83,7 @@ def rotate_backups(backups: BackupStore, *, dry_run: bool) -> Rotation:
         except PipelineError as error:
             failed.append(f"{one.id}: {error}")
         else:
+            audit("backup_removed", f"the backup {one.id} has served its time: {one.why}", backup=one.id)
             removed.append(one)
     if failed:
         raise TerminalError(

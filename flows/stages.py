@@ -230,6 +230,7 @@ def _tell_stage(work: Work, stage: str, seconds: float, manifest: Manifest) -> N
             "shard": work.number,
             "seconds": round(seconds, 3),
             "records": counts.read,
+            "records_per_s": round(counts.read / seconds, 1) if seconds else None,
         },
     )
     emit_event(

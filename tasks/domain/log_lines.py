@@ -9,12 +9,12 @@ import logging
 import re
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 import orjson
 
@@ -30,29 +30,59 @@ _FILE = re.compile(r"(combined|error|performance|security)-(\d{4}-\d{2}-\d{2})(?
 _SHORTEST_SECRET = 6
 _MASK = "***"
 
-_NAMES = "api[_-]?key|access[_-]?token|token|password|passwd|secret|x-goog-api-key"
+_NAMES = (
+    "api[_-]?key|(?:secret[_-]?)?access[_-]?key|secret[_-]?key|private[_-]?key|subscription[_-]?key|pseudonym[_-]?key"
+    "|token|password|passwd|pwd|passphrase|secret|credentials?|webhook(?:[_-]?urls?)?"
+)
+#: A field of such a name holds what gives access, whatever it looks like: the name may have more in front.
+_SECRET_NAME = re.compile(rf"(?:.{{0,80}}[_.-])?(?:{_NAMES}|authorization)", re.IGNORECASE)
 #: What gives access, wherever it stands. Each pattern takes bounded classes of characters: none can run away.
 CREDENTIALS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(\w[\w+.-]{0,30}://)[^/\s@]{0,500}:[^\s@]{0,500}@"), r"\1***@"),
-    (re.compile(rf"([?&](?:key|{_NAMES})=)[^&\s]+", re.IGNORECASE), r"\1***"),
-    (re.compile(rf"(\b(?:\w{{0,40}}_)?(?:{_NAMES})=[\"']?)[^&\s\"',;}}]{{4,}}", re.IGNORECASE), r"\1***"),
+    (re.compile(r"://[^\s/?#:@\"'<>]{0,200}(?::[^\s\"'<>]{0,500})?@"), "://***@"),
+    (re.compile(r"(?:https?://)?hooks\.slack(?:-gov)?\.com/[^\s\"'<>)]+"), _MASK),
+    (re.compile(r"(?:https?://)?(?:\w{1,20}\.)?discord(?:app)?\.com/api/(?:v\d+/)?webhooks/[^\s\"'<>)]+"), _MASK),
+    # As urllib3 has them: without the host.
     (
-        re.compile(rf"([\"'](?:{_NAMES}|authorization)[\"']\s{{0,3}}:\s{{0,3}}[\"'])[^\"']{{4,}}", re.IGNORECASE),
+        re.compile(r"/(?:services|workflows|triggers)/[TE][A-Z0-9]{2,}/[^\s\"'<>)]+|/webhooks/\d{3,}/[^\s\"'<>)]+"),
+        _MASK,
+    ),
+    (re.compile(rf"([?&](?:key|sig|signature|x-amz-signature|{_NAMES})=)[^&\s\"'<>]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"(\bkey=[\"']?)[\w+~/-]{16,}", re.IGNORECASE), r"\1***"),
+    (re.compile(r"(\bauthorization[\"']?\s?[=:]\s?b?[\"']?)(?:\w{1,20}\s+)?[^\s\"',;}]{4,}", re.IGNORECASE), r"\1***"),
+    (
+        re.compile(
+            # After a colon that is prose as often as not, only what has a digit.
+            rf"((?:{_NAMES})[\"']?\s?(?:=\s?b?|:\s?b?(?=[\"']|[^\s\"']{{0,60}}\d)))"
+            r"""(?:"[^"]{4,}|'[^']{4,}|(?!\*\*\*)[^\s"',;&})\]]{4,})""",
+            re.IGNORECASE,
+        ),
         r"\1***",
     ),
-    (re.compile(r"((?:bearer|basic)\s)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), r"\1***"),
-    (re.compile(r"https?://hooks\.slack\.com/\S+|https?://(?:\w+\.)?discord(?:app)?\.com/api/webhooks/\S+"), _MASK),
-    (re.compile(r"AIza[\w-]{30,}|AGE-SECRET-KEY-1[0-9A-Z]{20,}|(?:AKIA|ASIA)[0-9A-Z]{16}"), _MASK),
+    (re.compile(r"(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), r"\1***"),
+    # Base64 has a digit, a capital that follows a small letter, or an equals sign: words have none.
+    (re.compile(r"((?i:\bbasic)\s+)(?=[A-Za-z+/]{0,200}(?:[0-9=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}"), r"\1***"),
+    (re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]*(?:-----END [A-Z ]{0,40}-----)?"), _MASK),
+    (
+        re.compile(
+            r"\bAIza[\w-]{30,}|\bAQ\.[\w-]{30,}|(?i:AGE-SECRET-KEY-(?:PQ-)?1[0-9A-Z]{20,})|\b(?:AKIA|ASIA)[0-9A-Z]{16}"
+            r"|\bxox[a-z]-[\w-]{10,}|\bgh[pousr]_\w{30,}|\bpn[ub]_\w{20,}|\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"
+        ),
+        _MASK,
+    ),
 )
 #: A text without one of these has no credential that a pattern knows, and most have none.
-_HINTS = re.compile(r"://|[=?&]|[\"']\s{0,3}:|bearer|basic|AIza|AGE-S|AKIA|ASIA", re.IGNORECASE)
+_HINTS = re.compile(
+    r"://|@|slack|discord|/services/|/workflows/|/triggers/|/webhooks/|[=:]|bearer|basic|PRIVATE KEY|AIza|AQ\.|AGE-S"
+    r"|AKIA|ASIA|xox|gh[pousr]_|pn[ub]_|eyJ",
+    re.IGNORECASE,
+)
 
 _bound: ContextVar[Mapping[str, str]] = ContextVar("bound", default={})  # noqa: B039
 _secrets: tuple[str, ...] = ()
 _secrets_lock = threading.Lock()
 
 #: What every record has; what else stands in one was given with it.
-_OF_EVERY_RECORD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_OF_EVERY_RECORD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 _OF_RUNS = ("flow_run_id", "flow_run_name", "flow_name", "task_run_id", "task_run_name", "task_name")
 
 
@@ -69,7 +99,25 @@ def bound(**facts: str | None) -> Iterator[None]:
 def conceal(secret: str) -> None:
     """Let no line of this process hold a secret, or its forms in a URL."""
     global _secrets
-    spelled = {form for word in (secret, *secret.split()) for form in (word, quote(word, safe=""), quote_plus(word))}
+    words = {secret, *secret.split()}
+    for word in tuple(words):
+        # A message may have the password alone, or a webhook's path without its host.
+        with suppress(ValueError):
+            parts = urlsplit(word)
+            words |= {parts.password or "", unquote(parts.password or "")}
+            if parts.scheme in ("http", "https") and parts.path.count("/") > 1:
+                words.add(word[word.index(parts.netloc) + len(parts.netloc) :])
+    spelled = {
+        form
+        for word in words
+        for form in (
+            word,
+            quote(word, safe=""),
+            quote_plus(word),
+            repr(word)[1:-1],
+            orjson.dumps(_utf8(word)).decode()[1:-1],
+        )
+    }
     with _secrets_lock:
         found = {*_secrets, *(form for form in spelled if len(form) >= _SHORTEST_SECRET)}
         # The longest first: one may be a part of another.
@@ -99,10 +147,11 @@ def streams_of(record: logging.LogRecord) -> tuple[Stream, ...]:
     return tuple(found)
 
 
-def line_of(record: logging.LogRecord, *, ui_url: str | None = None) -> bytes:
+def line_of(record: logging.LogRecord, *, ui_url: str | None = None, facts: Mapping[str, str] | None = None) -> bytes:
     """Return a record as one line of JSON with its end; the same record always as the same line. Never raises.
 
-    ``ui_url`` is where the Prefect UI is: a line of a run links to it there.
+    ``ui_url`` is where the Prefect UI is: a line of a run links to it there. ``facts`` are what the process is at, for
+    records that don't say: the run.
     """
     values: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -113,21 +162,26 @@ def line_of(record: logging.LogRecord, *, ui_url: str | None = None) -> bytes:
     given = record.__dict__
     for name in _OF_RUNS:
         if given.get(name) is not None:
-            values[name] = str(given[name])
+            values[name] = _text(_spelled(given[name]))
+    for about in (_bound.get(), facts or {}):
+        for name, value in about.items():
+            if name not in values:
+                values[name] = _text(value)
     run_id = values.get("flow_run_id")
     if run_id is not None and ui_url:
         values["link"] = f"{ui_url}/runs/flow-run/{run_id}"
-    for name, value in _bound.get().items():
-        values.setdefault(name, _text(value))
     for name, value in given.items():
-        if name not in _OF_EVERY_RECORD and name not in values and not name.startswith("_"):
-            values[name] = _plain(value)
+        if name not in _OF_EVERY_RECORD and name not in values and isinstance(name, str) and name[:1] != "_":
+            hidden = isinstance(value, str | bytes) and _SECRET_NAME.fullmatch(name)
+            values[_utf8(name)] = _MASK if hidden else _plain(value)
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
         values["error"] = type(error).__name__
-        values["stack"] = _text("".join(traceback.format_exception(error)))
+        values["stack"] = _text(_stack(error))
     elif record.exc_text:
         values["stack"] = _text(record.exc_text)
+    elif record.stack_info:
+        values["stack"] = _text(record.stack_info)
     values["process"] = record.process
     try:
         return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
@@ -140,18 +194,33 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception:  # noqa: BLE001 - a wrong format is no reason to lose the line
-        return f"{record.msg} {record.args!r}"
+        return f"{_spelled(record.msg)} {_spelled(record.args)}"
+
+
+def _stack(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001 - as above
+        return f"{type(error).__name__}, whose stack can't be told"
+
+
+def _spelled(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - as above
+        return f"<{type(value).__name__}>"
 
 
 def _text(text: str) -> str:
-    text = redacted(text)
+    # A secret that this cuts in two stands far behind what is kept.
+    text = redacted(text[: 10 * MAX_TEXT_CHARS])
     return text if len(text) <= MAX_TEXT_CHARS else text[:MAX_TEXT_CHARS] + "…"
 
 
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
-    return _text(value if isinstance(value, str) else str(value))
+    return _text(_spelled(value))
 
 
 def _utf8(text: str) -> str:
@@ -161,9 +230,15 @@ def _utf8(text: str) -> str:
 class JsonFormatter(logging.Formatter):
     """Lines of JSON for a console that a machine reads."""
 
+    def __init__(
+        self, *, ui_url: Callable[[], str | None] | None = None, facts: Callable[[], Mapping[str, str]] | None = None
+    ) -> None:
+        super().__init__()
+        self._ui_url, self._facts = ui_url or (lambda: None), facts or dict
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without its end."""
-        return line_of(record).decode().rstrip("\n")
+        return line_of(record, ui_url=self._ui_url(), facts=self._facts()).decode().rstrip("\n")
 
 
 def file_name(stream: Stream, day: date) -> str:
