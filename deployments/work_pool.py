@@ -61,8 +61,11 @@ def queues(child_runs: int = DEFAULT_CHILD_RUNS) -> tuple[Queue, ...]:
 
 
 def worker_limit(child_runs: int = DEFAULT_CHILD_RUNS) -> int:
-    """Return how many runs a worker that is alone takes at once: all with a limit and one more. Each is a process."""
-    return _BULK_RUNS + child_runs + _BACKUP_RUNS + 1
+    """Return how many runs a worker that is alone takes at once: all with a limit and two more. Each is a process.
+
+    Ingestion has the one for most of the time, and what looks and counts every few minutes takes turns in the other.
+    """
+    return _BULK_RUNS + child_runs + _BACKUP_RUNS + 2
 
 
 def child_runs_here() -> int:

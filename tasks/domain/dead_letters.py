@@ -59,7 +59,7 @@ class DeadLetter:
         """Return the dead letter of a record that raised ``error`` in ``stage``. Long values are cut."""
         if holder_id is None:
             named = record.get("contractId") or record.get("siteId")
-            holder_id = named if isinstance(named, str) else None
+            holder_id = named if type(named) is str else None  # BSON's code is a kind of str
         return cls(
             source=source,
             source_id=bson.encode({"_id": record["_id"]}),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, field, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeGuard
 
 from bson import ObjectId
 
@@ -148,9 +148,9 @@ class Owners:
         (one of them would show the row to the wrong team), or if the contract has no team.
         """
         by_id = by_object = None
-        if isinstance(contract_id, str) and contract_id:
+        if _is_text(contract_id):
             by_id = self.by_contract_id.get(contract_id)
-        if isinstance(contract, ObjectId) or (isinstance(contract, str) and contract):
+        if isinstance(contract, ObjectId) or _is_text(contract):
             by_object = self.by_object_id.get(str(contract).lower())
         found = by_id or by_object
         if found is None:
@@ -185,7 +185,7 @@ class Owners:
         Raises ``RecordError`` if it names none, if no such website exists (those of tests don't), if websites of two
         teams share the id, or if the website has no team.
         """
-        if not isinstance(site_id, str) or not site_id:
+        if not _is_text(site_id):
             raise RecordError("site_missing", "the record names no website, so no team owns it: set siteId")
         found = self.by_site_id.get(site_id)
         if found is None:
@@ -200,7 +200,7 @@ class Owners:
 
 def _site_id(site: Mapping[str, Any]) -> str | None:
     site_id = site.get("siteId")
-    return site_id if isinstance(site_id, str) and site_id else None
+    return site_id if _is_text(site_id) else None
 
 
 def _site(record: Mapping[str, Any], holders: set[str], team_ids: set[str]) -> Site:
@@ -241,7 +241,7 @@ def _shared(contract_id: str) -> RecordError:
 
 def _contract(record: Mapping[str, Any], team_ids: set[str], site_teams: dict[str, set[str]]) -> Contract | None:
     contract_id = record.get("contractId")
-    if not isinstance(contract_id, str) or not contract_id:
+    if not _is_text(contract_id):
         return None
     raw_team = record.get("team")
     team_id = str(raw_team) if raw_team else None
@@ -272,3 +272,8 @@ def _contract(record: Mapping[str, Any], team_ids: set[str], site_teams: dict[st
         site_id=None if team_id is None else (next(iter(sites)) if len(sites) == 1 else team_scope(team_id)),
         owner_error=error,
     )
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Return whether a value is text, and some. BSON's code is a kind of ``str`` that can't be looked up by."""
+    return type(value) is str and bool(value)

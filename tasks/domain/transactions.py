@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bson import ObjectId
+from bson import Code, ObjectId
 from bson.datetime_ms import DatetimeMS
 from bson.decimal128 import Decimal128
 
@@ -125,7 +125,12 @@ def parse_transaction(record: Mapping[str, Any], owners: Owners, *, now_ms: int)
     Raises ``RecordError``, whose reason goes into a dead letter, where identity, owner, time or amount is
     missing or can't be read.
     """
-    get = record.get
+
+    def get(name: str) -> Any:
+        value = record.get(name)
+        # BSON's code is a kind of str that no table can be looked up by.
+        return value if type(value) is not Code else str(value)
+
     warnings: list[str] = []
     record_id = record["_id"]
     if not isinstance(record_id, ObjectId):

@@ -214,7 +214,7 @@ def test_down_ends_the_run_at_work_and_every_process(place: Place, source: Datab
     assert _process_started(run_pid)
     source.client.close()  # later it would look for its server for half a minute
     done = run(place.home, "down")
-    assert done.stdout == "stopped: worker, local Prefect server, local mongod\n", done.stderr
+    assert done.stdout == "stopped: HTTP service, worker, local Prefect server, local mongod\n", done.stderr
     for pid in (*pids.values(), run_pid):
         assert _process_started(pid) is None
     with sqlite3.connect(place.work / "prefect" / "prefect.db") as records:

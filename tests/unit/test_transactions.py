@@ -541,3 +541,11 @@ def test_more_of_a_chains_coin_than_exists_is_refused() -> None:
     assert parse(value_eth=str(MAX_COINS), **call).amount == str(MAX_COINS)
     assert refusal(value_eth=str(MAX_COINS + 1), **call) == "amount_above_supply"
     assert parse(value_eth=str(MAX_COINS + 1)).unit == "USDT"
+
+
+def test_an_id_that_is_no_text_but_code_is_a_dead_letter() -> None:
+    record = make_record(contractId=bson.Code("1"), contract=None)
+    with pytest.raises(RecordError) as caught:
+        parse_transaction(record, OWNERS, now_ms=NOW_MS)
+    letter = DeadLetter.from_error(caught.value, source="transaction", stage="extract", record=record)
+    assert list(from_table(DeadLetter, to_table(DeadLetter, [letter]))) == [letter]
