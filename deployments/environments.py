@@ -5,6 +5,7 @@ Development refuses nothing. Each problem names the setting and what to do, and 
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ _OTHERS = {
     "production": {"staging", "stage", "dev", "development", "test", "tests", "demo", "local"},
     "staging": {"prod", "production", "live", "dev", "development", "test", "tests", "demo", "local"},
 }
+#: Words that mean an environment wherever they stand in a name; "test" also stands in "latest".
+_TELLING = ("production", "staging", "demo")
 #: What people leave in place of a secret.
 _NO_SECRETS = re.compile(
     r"(?:change[-_ ]?me|password|passwd|secret|admin|root|default|example|test|demo|token|letmein|qwerty|your[-_ ].*|"
@@ -69,7 +72,10 @@ def _databases(settings: Settings) -> list[str]:
 
 
 def _words(name: str) -> set[str]:
-    return {word for word in re.split(r"[^a-z]+", name.lower()) if word}
+    """Return the words of a name, and the telling ones that are written together with another."""
+    lowered = name.lower()
+    told = {word for word in _TELLING if word in lowered}
+    return told | {word for word in re.split(r"[^a-z]+", lowered) if word}
 
 
 def _secrets(settings: Settings) -> list[str]:
@@ -79,11 +85,13 @@ def _secrets(settings: Settings) -> list[str]:
         if not isinstance(value, SecretStr):
             continue
         secret = value.get_secret_value()
-        if "://" in secret:
+        if secret in (field.examples or ()):
+            weak = True
+        elif "://" in secret:
             password = unquote(urlsplit(secret).password or "") if secret.startswith("mongodb") else ""
             weak = bool(password) and is_weak(password)
         else:
-            weak = is_weak(secret) or secret in (field.examples or ())
+            weak = is_weak(secret)
         if weak:
             found.append(
                 f"{name.upper()}: is a default, an example or too short: set a random one of your own in {where}"
@@ -107,9 +115,14 @@ def _what_production_needs(settings: Settings) -> list[str]:
     elif not settings.slack_webhook_url.get_secret_value().startswith("https://"):
         found.append("SLACK_WEBHOOK_URL: must be https in production")
     if settings.cryptique_backups is None:
+        found.append("CRYPTIQUE_BACKUPS: must be set in production: under CRYPTIQUE_HOME a lost disk takes them too")
+    elif settings.backups_folder is not None and settings.backups_folder.is_relative_to(settings.home):
         found.append(
-            "CRYPTIQUE_BACKUPS: must be set in production: under CRYPTIQUE_HOME a lost disk takes them with it"
+            "CRYPTIQUE_BACKUPS: must not lie under CRYPTIQUE_HOME in production: one lost disk would take both"
         )
+    host = urlsplit(settings.prefect_api_url or "").hostname or ""
+    if host not in ("", "localhost", "127.0.0.1", "::1") and not os.environ.get("PREFECT_API_AUTH_STRING"):
+        found.append("PREFECT_API_AUTH_STRING: must be set in production: whoever reaches the server could start runs")
     return found
 
 

@@ -27,6 +27,11 @@ GOOD: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def authenticated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:kT7vQ2mZ9pL4xWs")
+
+
 def problems(**chosen: Any) -> list[str]:
     return inspect_settings(_env_file=None, **{**GOOD, **chosen})[1]
 
@@ -52,6 +57,9 @@ def test_production_with_all_it_needs_starts() -> None:
         ({"slack_webhook_url": None}, "SLACK_WEBHOOK_URL"),
         ({"slack_webhook_url": "http://hooks.example.com/services/x"}, "SLACK_WEBHOOK_URL"),
         ({"cryptique_backups": None}, "CRYPTIQUE_BACKUPS"),
+        ({"cryptique_backups": "/srv/home/backups", "cryptique_home": "/srv/home"}, "CRYPTIQUE_BACKUPS"),
+        ({"cryptique_source_database": "cryptiquestaging"}, "CRYPTIQUE_SOURCE_DATABASE"),
+        ({"slack_webhook_url": "https://hooks.slack.com/services/T000/B000/your-token"}, "SLACK_WEBHOOK_URL"),
     ],
 )
 def test_each_thing_that_must_not_be_is_refused_by_its_name(chosen: dict[str, Any], setting: str) -> None:
@@ -60,6 +68,12 @@ def test_each_thing_that_must_not_be_is_refused_by_its_name(chosen: dict[str, An
     for value in chosen.values():
         assert value is None or "://" not in found
         assert value is None or value not in found.partition(": ")[2] or setting.endswith("DATABASE")
+
+
+def test_production_wants_credentials_for_a_server_that_others_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+    assert [one.partition(":")[0] for one in problems()] == ["PREFECT_API_AUTH_STRING"]
+    assert problems(prefect_api_url="http://127.0.0.1:4200/api") == []
 
 
 def test_everything_wrong_is_told_at_once() -> None:
