@@ -18,6 +18,7 @@ class Monitor(Block):
     _block_type_slug = "cryptique-monitor"
 
     folder: Path = Field(description="Folder of CRYPTIQUE_HOME; the book lies below it.")
+    logs: Path = Field(description="Folder of the log files.")
     limits: Limits = Field(default_factory=Limits, description="From where on something is told.")
     public_url: str | None = Field(default=None, description="Where people reach the dashboard; alerts link there.")
     pool: str = Field(description="Work pool that must have a worker.")

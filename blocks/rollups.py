@@ -77,3 +77,15 @@ def measure_storage(store: VectorStore) -> dict[str, float]:
     if documents:
         figures["averageDocumentSize"] = float(found.get("avgObjSize", 0))
     return figures
+
+
+def read_daily_storage(store: MongoDatabase, since: datetime) -> list[tuple[datetime, Mapping[str, float], float]]:
+    """Return the days since then with what the store held and what they cost in dollars, the oldest first."""
+    wanted = {"period": "daily", "teamId": None, "startDate": {"$gte": since}}
+    with mongo_errors("reading embeddingstats", store.setting):
+        fields = {"startDate": 1, "storage": 1, "apiUsage.totalCost": 1}
+        rows = list(store.open_database()[schema.STATS].find(wanted, fields).sort("startDate", 1))
+    return [
+        (row["startDate"], row.get("storage") or {}, float((row.get("apiUsage") or {}).get("totalCost") or 0.0))
+        for row in rows
+    ]

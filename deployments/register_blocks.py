@@ -81,6 +81,7 @@ def make_blocks(settings: Settings, *, embedded_uri: str | None = None) -> Pipel
         local=LocalEmbedder(),
         monitor=Monitor(
             folder=settings.home.resolve(),
+            logs=settings.logs_folder,
             limits=settings.limits,
             public_url=settings.cryptique_public_url,
             pool=POOL,

@@ -18,7 +18,7 @@ from tests.end_to_end.worker.work import BY_SHARD, ENDED, ROWS, Record, document
 from tests.loopback.gemini import LoopbackGemini
 from tests.loopback.slack import LoopbackSlack
 
-SCHEDULED = ("ingest", "ingest-sites", "reconcile", "aggregate", "monitor", "rollup")
+SCHEDULED = ("ingest", "ingest-sites", "reconcile", "aggregate", "monitor", "rollup", "daily-report", "weekly-review")
 
 
 @pytest.fixture(scope="module")
