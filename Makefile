@@ -1,6 +1,7 @@
 # make demo     the main job, from nothing: set-up, a generated source, a migration, three answers   (ROWS=5000 FRESH=)
 # make test     set-up, formatting, lint, types, import direction, tests
 # make test-long   tests that take minutes for one corner, which `make test` leaves out
+# make audit    known holes in the locked packages, where an advisory service can be reached
 # make setup    set-up alone; the command is then .venv/bin/cryptique-rag
 # make up       leave it running: server, worker, deployments and schedules on this machine; again: repairs
 # make down     stop what `make up` started
@@ -10,7 +11,7 @@
 # make bench-backups  backups and restores beside bare loops, in S3   (DOCUMENTS=50000)
 # make lock     new versions into the lock files (needs a package index)
 # make clean    forget the local servers' data and the virtual environment
-.PHONY: demo test test-long check setup up down ui bench bench-backups chaos lock clean
+.PHONY: demo test test-long check audit setup up down ui bench bench-backups chaos lock clean
 
 PYTHON ?= python3
 ROWS ?= 5000
@@ -37,6 +38,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(BIN)/python -m deployments.audit secrets
+
+audit: $(READY)
+	@$(BIN)/python -m deployments.audit dependencies
 
 setup: $(READY)
 	@echo "ready: $(BIN)/cryptique-rag --help"
