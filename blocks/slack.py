@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import random
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from typing import Any, ClassVar
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
@@ -46,6 +49,10 @@ class SlackNotifier(Block):
     _description: ClassVar[str | None] = "The webhook that is told of failures: Slack, Discord or another."
 
     url: SecretStr = Field(description="Address of the webhook; whoever has it can post, so it is never shown.")
+    allow_private: bool = Field(
+        default=True,
+        description="Whether it may lead to an address inside the network; if not, such a one is not asked.",
+    )
     kind: WebhookKind = Field(default="slack", description="The form of the messages: slack, discord or generic JSON.")
     timeout_seconds: int = Field(default=10, ge=1, le=60, description="How long one try may take to answer.")
     longest_wait_seconds: float = Field(
@@ -60,6 +67,8 @@ class SlackNotifier(Block):
 
         A time-out is not tried again: the message may have arrived.
         """
+        if not self.allow_private and (refused := inside_address(self.url.get_secret_value())):
+            return Delivery(False, refused)
         client = WebhookClient(
             self.url.get_secret_value(),
             timeout=self.timeout_seconds,
@@ -94,6 +103,24 @@ class SlackNotifier(Block):
             _RateLimited(_RETRIES, longest_wait_s=self.longest_wait_seconds),
             _ServerError(max_retry_count=_RETRIES, interval_calculator=backoff),
         ]
+
+
+def inside_address(url: str) -> str | None:
+    """Return why a webhook is refused: its host is, or is resolved to, an address that only this network reaches.
+
+    Asked before each message, for a name may lead elsewhere today. All of its addresses must be public.
+    """
+    host = urlsplit(url).hostname or ""
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return "the webhook's host has no address"
+    for text in found:
+        address = ip_address(str(text).partition("%")[0])
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        if not (mapped or address).is_global or (mapped or address).is_multicast:
+            return "the webhook leads to an address inside the network, which is not allowed here"
+    return None
 
 
 class _Backoff(RetryIntervalCalculator):

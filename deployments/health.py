@@ -1,4 +1,4 @@
-"""Whether a part of the production set-up does its work: ``python -m deployments.health api|services|worker``.
+"""Whether a part of the production set-up does its work: ``python -m deployments.health api|services|worker|http``.
 
 For health checks of containers: exit code 0 when it does, 1 with a line of why when it doesn't.
 """
@@ -29,6 +29,11 @@ def check_api() -> str | None:
 def check_worker() -> str | None:
     """Return None when the worker of this machine asked its server for work lately, or what is wrong."""
     return _get(f"http://127.0.0.1:{os.environ.get('PREFECT_WORKER_WEBSERVER_PORT', '8080')}/health")
+
+
+def check_http() -> str | None:
+    """Return None when the HTTP service of this machine lives, or what is wrong."""
+    return _get(f"http://127.0.0.1:{os.environ.get('CRYPTIQUE_HTTP_PORT', '8600')}/health/live")
 
 
 def check_services() -> str | None:
@@ -75,7 +80,12 @@ def _get(url: str) -> str | None:
         return f"{url}: {error}"
 
 
-CHECKS: dict[str, Callable[[], str | None]] = {"api": check_api, "services": check_services, "worker": check_worker}
+CHECKS: dict[str, Callable[[], str | None]] = {
+    "api": check_api,
+    "services": check_services,
+    "worker": check_worker,
+    "http": check_http,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -88,7 +88,11 @@ def make_blocks(settings: Settings, *, embedded_uri: str | None = None) -> Pipel
         gemini=None if settings.gemini_api_key is None else _gemini(settings, settings.gemini_api_key),
         alerts=None
         if settings.slack_webhook_url is None
-        else SlackNotifier(url=settings.slack_webhook_url, kind=settings.cryptique_alert_webhook_kind),
+        else SlackNotifier(
+            url=settings.slack_webhook_url,
+            kind=settings.cryptique_alert_webhook_kind,
+            allow_private=settings.allows_private_webhook,
+        ),
     )
 
 

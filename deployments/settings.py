@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from deployments.environments import environment_problems
 from tasks.domain.alerts import Limits
 from tasks.domain.errors import InputError
 from tasks.domain.incidents import WebhookKind
@@ -43,7 +44,9 @@ class Settings(BaseSettings):
     )
 
     cryptique_environment: Literal["development", "staging", "production"] = Field(
-        default="development", description="Which of your environments this is."
+        default="development",
+        description="Which of your environments this is. staging and production refuse to start with the embedded "
+        "mongod, a database of another environment, or default secrets; production also without alerts and backups.",
     )
     cryptique_source_uri: SecretStr | None = Field(
         default=None,
@@ -216,6 +219,11 @@ class Settings(BaseSettings):
         description="Where people reach `cryptique-rag serve` in a browser; alerts link there. Unset: they name the "
         "runbook's file.",
         examples=["https://rag.example"],
+    )
+    cryptique_alert_allow_private: bool | None = Field(
+        default=None,
+        description="Whether the webhook may be an address inside your network. Unset: in development only; elsewhere "
+        "one that leads inside is refused, so that whoever may set it can't reach what only this machine can.",
     )
     cryptique_child_runs: int = Field(
         default=DEFAULT_CHILD_RUNS,
@@ -423,6 +431,13 @@ class Settings(BaseSettings):
             raise ValueError('a MongoDB database name has at most 63 characters and none of / \\ . " $ * < > : | ?')
         return name
 
+    @property
+    def allows_private_webhook(self) -> bool:
+        """Return whether the webhook may lead to an address inside the network."""
+        if self.cryptique_alert_allow_private is not None:
+            return self.cryptique_alert_allow_private
+        return self.cryptique_environment == "development"
+
     def as_environment(self) -> dict[str, str]:
         """Return what was set, as variables with their secrets: for a process of ours, and nowhere else."""
         found = {}
@@ -552,6 +567,7 @@ class Settings(BaseSettings):
         if self.cryptique_shards is not None and not _is_writable(self.shards_folder):
             found.append(f"CRYPTIQUE_SHARDS {self.cryptique_shards} is no folder that can be written to")
         found.extend(self._backup_problems())
+        found.extend(environment_problems(self))
         if self.home.exists() and not self.home.is_dir():
             found.append(f"CRYPTIQUE_HOME {self.cryptique_home} is not a folder")
         elif not os.access(_nearest_existing(self.home), os.W_OK):

@@ -79,13 +79,14 @@ def up(settings: Settings) -> Standing:
     with running_services(settings, keep=True) as services:
         assert services.prefect_url is not None
         url = services.prefect_url
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(2) as beside:
+            serving = beside.submit(_ensure_http, settings, url, services.mongo_uri)
             with get_client(sync_client=True) as client:
                 ensure_pool(client, child_runs=settings.cryptique_child_runs)
             started = beside.submit(_ensure_worker, settings, url)  # as long as the deployments take: both at once
             registered = register(settings, _environment(settings, url), embedded_uri=services.mongo_uri)
             started.result()
-        http_port = _ensure_http(settings, url, services.mongo_uri)
+            http_port = serving.result()
     return Standing(
         prefect_api_url=url,
         mongo_uri=services.mongo_uri,

@@ -38,6 +38,7 @@ from tasks.domain.errors import (
 )
 from tasks.domain.generations import FIRST
 from tasks.domain.jobs import job_id
+from tasks.domain.log_lines import bound
 from tasks.domain.manifests import Manifest
 from tasks.domain.runs import Run, Scope, fingerprint
 from tasks.domain.shards import ShardRange
@@ -120,7 +121,7 @@ def partition(
         return Completed(message="another run is at this partition", data=0)
     shards = plan[number * PARTITION_SHARDS : (number + 1) * PARTITION_SHARDS]
     try:
-        with bound(source=load.scope.source), at_work(job, parts, bulk=True) as gated_parts:
+        with bound(source=job.run.scope.source), at_work(job, parts, bulk=True) as gated_parts:
             done = _carry_out(job, shards, gated_parts)
     except (QuotaSpentError, BudgetSpentError) as error:
         return Completed(message=f"ended early: {error}", data=0)

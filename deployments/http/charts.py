@@ -20,6 +20,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 24
 _TICKS = 4
 _LETTER, _LABEL_GAP = 7.0, 12.0
 _LEAST_BAD = 4.0
+_TIMES = ((1.0, (1, 2, 4, 8, 12, 20, 40)), (60.0, (1, 2, 4, 8, 12, 20, 40)), (3_600.0, (1, 2, 4, 8, 12)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,11 @@ def nice_ceiling(value: float) -> float:
 
 def nice_time(seconds: float) -> float:
     """Return the next span of time whose quarters a person counts in: seconds, minutes, hours or days."""
-    for unit in (1.0, 60.0, 3_600.0, 86_400.0):
-        for step in (1, 2, 4, 8, 12, 20, 40, 60):
-            if step * unit >= seconds * 0.999999 and (step * unit < 60 * unit or unit == 86_400.0):
+    for unit, steps in _TIMES:
+        for step in steps:
+            if step * unit >= seconds * 0.999999:
                 return step * unit
-    return nice_ceiling(seconds)
+    return nice_ceiling(seconds / 86_400) * 86_400
 
 
 def in_short(value: float) -> str:

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+import pymongo
 from bson import ObjectId
 from pydantic import BaseModel
 
@@ -44,9 +45,11 @@ from tasks.domain.texts import clean_text
 
 Status = Literal["ok", "warning", "critical", "unknown"]
 HOUR, DAY, MONTH = timedelta(hours=1), timedelta(days=1), timedelta(days=30)
-_WITHIN_S = 4.0
+_WITHIN_S = 8.0
 #: A question to MongoDB ends before its section does, so that its own words are told.
 _ASKED_SHARE = 0.75
+#: A month of a busy store takes a while to add up. That nobody is there is known sooner.
+_REACHED_WITHIN_S = 1.5
 _LAG_STEPS = (timedelta(minutes=10), timedelta(hours=6))
 _RUNS_SHOWN, _NEXT_SHOWN, _JOBS_SHOWN, _BACKUPS_SHOWN, _OUTAGES_SHOWN, _REASONS_SHOWN = 12, 3, 10, 12, 10, 25
 _ERRORS_SHOWN, _TEAMS_SHOWN, _ALERTS_SHOWN = 25, 25, 50
@@ -55,9 +58,10 @@ _LOGGER = logging.getLogger("cryptique.http")
 
 
 class Section(BaseModel):
-    """A part of the page. ``problem`` says why it is empty, where it couldn't be read."""
+    """A part of the page. ``problem`` says why it is empty: it couldn't be read, or is not ``configured``."""
 
     problem: str | None = None
+    configured: bool = True
 
 
 class ShownAlert(OpenAlert):
@@ -351,7 +355,7 @@ def read_overview(parts: HttpParts, *, now: datetime) -> Overview:
     now = now.astimezone(UTC)
     started = {name: _begin(name, read, parts, now) for name, (_, read) in _READS.items()}
     found: dict[str, Any] = {name: _result(name, started[name], kind) for name, (kind, _) in _READS.items()}
-    unread = [name for name, section in found.items() if section.problem]
+    unread = [name for name, section in found.items() if section.problem and section.configured]
     status, headline, since = _judge(found["health"], unread)
     return Overview(
         at=now,
@@ -516,6 +520,17 @@ def _steps(now: datetime, step: timedelta, number: int) -> list[datetime]:
 
 
 # -- what the store's books hold -------------------------------------------------------------------------------------
+
+
+def _of_store(read: Callable[[HttpParts, datetime], Section]) -> Read:
+    """Return a read that gives up early where the store's MongoDB does not answer at all."""
+
+    def after_a_word(parts: HttpParts, now: datetime) -> Section:
+        with pymongo.timeout(_REACHED_WITHIN_S):
+            parts.vectors.check()
+        return read(parts, now)
+
+    return after_a_word
 
 
 def _throughput(parts: HttpParts, now: datetime) -> Throughput:
@@ -734,7 +749,7 @@ _ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 def _runs(parts: HttpParts, now: datetime) -> Runs:
     server = parts.prefect
     if server is None:
-        return Runs(problem="No Prefect server is named: set PREFECT_API_URL.")
+        return Runs(configured=False, problem="No Prefect server is named: set PREFECT_API_URL.")
     lately = now - DAY
 
     def shown(found: Iterable[PrefectRun]) -> list[ShownRun]:
@@ -770,13 +785,13 @@ def _shown_run(run: PrefectRun, parts: HttpParts) -> ShownRun:
 _READS: Mapping[str, tuple[type[Section], Read]] = {
     "health": (Health, _health),
     "objective": (Objective, _objective),
-    "throughput": (Throughput, _throughput),
+    "throughput": (Throughput, _of_store(_throughput)),
     "pace": (Pace, _pace),
     "runs": (Runs, _runs),
-    "queue": (Queue, _queue),
-    "errors": (Errors, _errors),
-    "cost": (Cost, _cost),
-    "letters": (Letters, _letters),
+    "queue": (Queue, _of_store(_queue)),
+    "errors": (Errors, _of_store(_errors)),
+    "cost": (Cost, _of_store(_cost)),
+    "letters": (Letters, _of_store(_letters)),
     "backups": (Backups, _backups),
     "history": (History, _history),
 }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from bson import ObjectId
 
 from tasks.domain.chunks import ChunkSize
-from tasks.domain.manifests import Manifest
+from tasks.domain.manifests import Counts, Manifest
 from tasks.domain.runs import Run
 from tasks.domain.vectors import EmbedderFacts
 
@@ -166,10 +166,30 @@ def job_record(
             "fingerprint": origin.fingerprint,
             "resumable": resumable,
             "choices": dict(origin.choices or {}),
+            "teams": _by_team(manifest),
         },
         "createdAt": before.get("createdAt") or _later(run.started, created_after),
         "updatedAt": now,
     }
+
+
+def _by_team(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return what was done for each team; records whose team could not be told are in the run's own figures only."""
+    teams: dict[str, Counts] = {}
+    for owner, counts in manifest.by_owner.items():
+        if owner.team_id is not None:
+            teams[owner.team_id] = teams.get(owner.team_id, Counts()) + counts
+    return [
+        {
+            "teamId": team,
+            "read": counts.read,
+            "chunks": counts.chunks,
+            "created": counts.created,
+            "updated": counts.updated,
+            "deadLettered": counts.dead_lettered,
+        }
+        for team, counts in sorted(teams.items())
+    ]
 
 
 def _later(moment: datetime, after: datetime | None) -> datetime:

@@ -260,6 +260,8 @@ def test_a_section_that_breaks_takes_no_other_with_it(
     found = read_overview(scene.parts, now=NOW)
     assert problems(found)[name] == "It can't be read (RuntimeError)."
     assert set(problems(found)) == {name, "health", "runs"}
+    # The first look at a new scene has found nobody who looks; what can't be read is told beside that.
+    assert name in found.unread
     html = render(found)
     assert Page(html).wrong == []
     assert "password" not in html
@@ -277,7 +279,7 @@ def test_a_book_that_can_not_be_read_is_not_called_well(scene: Monitored) -> Non
 def test_what_failed_in_the_last_look_is_a_warning_before_it_is_an_alert(scene: Monitored) -> None:
     scene.look_now()
     scene.parts.vectors.initialise(256)
-    assert read_overview(scene.parts, now=NOW).headline.startswith("No alert is open, but one part")
+    assert read_overview(scene.parts, now=NOW).headline == "All is well"
     scene.look_now(source="failed")
     found = read_overview(scene.parts, now=NOW)
     assert (found.status, found.headline) == ("warning", "Failing, not yet an alert: source")

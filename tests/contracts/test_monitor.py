@@ -189,17 +189,17 @@ def test_few_failures_are_no_share(scene: Scene) -> None:
 
 
 def test_slow_answers_are_told_and_so_is_their_end(scene: Scene) -> None:
-    scene.use(limits=Limits(error_sample=3, slow_s=0.1, window_s=3_600))
+    scene.use(limits=Limits(error_sample=1, slow_s=0.75, window_s=3_600))
     with LoopbackGemini() as gemini:
 
         def slow() -> None:
-            gemini.latency_seconds = 0.15
-            asked(scene, gemini, 3)
+            gemini.latency_seconds = 1.0
+            asked(scene, gemini, 1)
 
         def fast() -> None:
             gemini.latency_seconds = 0.0
             scene.now += timedelta(hours=2)
-            asked(scene, gemini, 3)
+            asked(scene, gemini, 1)
 
         expect_one_story(scene, "slow-responses", "warning", slow, fast)
 

@@ -166,8 +166,9 @@ def test_a_worker_gets_no_setting_and_no_key_of_the_pipeline() -> None:
     given = worker_environment({**settings, **server, "GOOGLE_API_KEY": "planted", **mine})
     assert mine.items() <= given.items()
     planted = {name for name, value in given.items() if value == "planted"}
-    # Where the shards lie, and whose Redis: neither leads to data of the pipeline.
-    assert planted <= {"CRYPTIQUE_HOME", "DO_NOT_TRACK", *(name for name in server if "_REDIS_" in name)}
+    # Where shards and logs lie, which environment it is, and whose Redis: none leads to data of the pipeline.
+    kept = {"CRYPTIQUE_HOME", "CRYPTIQUE_LOGS", "CRYPTIQUE_ENVIRONMENT"}
+    assert planted <= {*kept, "DO_NOT_TRACK", *(name for name in server if "_REDIS_" in name)}
 
 
 # -- compose --------------------------------------------------------------------------------------------------
@@ -195,9 +196,10 @@ def test_images_are_pinned_to_a_version() -> None:
     assert f"cryptique-rag:{version}" in images
 
 
-def test_only_the_api_is_published_and_on_loopback() -> None:
+def test_only_the_api_and_the_service_are_published_and_on_loopback() -> None:
     assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
-        "api": ["127.0.0.1:4200:4200"]
+        "api": ["127.0.0.1:4200:4200"],
+        "http": ["127.0.0.1:8600:8600"],
     }
 
 
@@ -226,17 +228,17 @@ def test_every_variable_of_the_compose_file_is_explained_in_the_server_settings(
 def test_secrets_come_from_files_beside_the_image_and_go_where_they_are_needed() -> None:
     for name, service in SERVICES.items():
         expected = {"bootstrap": ["../.env"], "database-upgrade": ["server.env"], "api": ["server.env"]}
-        expected["services"] = ["server.env"]
+        expected |= {"services": ["server.env"], "http": ["../.env"]}
         assert service.get("env_file", []) == expected.get(name, []), name
     ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert ignored[1] == "*"
     assert {"deployments/*.env", "**/.env"} <= set(ignored)
 
 
-def test_workers_share_the_folder_of_shards_and_nothing_else_writes_there() -> None:
+def test_workers_and_the_watch_share_the_home_and_nothing_else_writes_there() -> None:
     shared = "home:/var/lib/cryptique-rag"
     for name, service in SERVICES.items():
-        assert (shared in service.get("volumes", [])) == (name in WORKERS | {"bootstrap"})
+        assert (shared in service.get("volumes", [])) == (name in WORKERS | {"bootstrap", "http"})
     named = {volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
     assert named == set(COMPOSE["volumes"])
 

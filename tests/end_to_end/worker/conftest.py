@@ -18,7 +18,7 @@ from tests.end_to_end.worker.work import BY_SHARD, ENDED, ROWS, Record, document
 from tests.loopback.gemini import LoopbackGemini
 from tests.loopback.slack import LoopbackSlack
 
-SCHEDULED = ("ingest", "ingest-sites", "reconcile", "aggregate", "monitor")
+SCHEDULED = ("ingest", "ingest-sites", "reconcile", "aggregate", "monitor", "rollup")
 
 
 @pytest.fixture(scope="module")
