@@ -36,20 +36,38 @@ _NAMES = (
 )
 #: A field of such a name holds what gives access, whatever it looks like: the name may have more in front.
 _SECRET_NAME = re.compile(rf"(?:.{{0,80}}[_.-])?(?:{_NAMES}|authorization)", re.IGNORECASE)
-#: What gives access, wherever it stands. Each pattern takes bounded classes of characters: none can run away.
-CREDENTIALS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"://[^\s/?#:@\"'<>]{0,200}(?::[^\s\"'<>]{0,500})?@"), "://***@"),
-    (re.compile(r"(?:https?://)?hooks\.slack(?:-gov)?\.com/[^\s\"'<>)]+"), _MASK),
-    (re.compile(r"(?:https?://)?(?:\w{1,20}\.)?discord(?:app)?\.com/api/(?:v\d+/)?webhooks/[^\s\"'<>)]+"), _MASK),
+_STEMS = ("key", "token", "pass", "pwd", "secret", "credential", "webhook")
+#: What gives access, wherever it stands: words of which a text has one, in small letters, where the pattern can match;
+#: the pattern; what to put there. Each pattern takes bounded classes of characters: none can run away.
+CREDENTIALS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
+    (("@",), re.compile(r"://[^\s/?#:@\"'<>]{0,200}(?::[^\s\"'<>]{0,500})?@"), "://***@"),
+    (("hooks.slack",), re.compile(r"(?:https?://)?hooks\.slack(?:-gov)?\.com/[^\s\"'<>)]+", re.IGNORECASE), _MASK),
+    (
+        ("webhooks/",),
+        re.compile(
+            r"(?:https?://)?(?:\w{1,20}\.)?discord(?:app)?\.com/api/(?:v\d+/)?webhooks/[^\s\"'<>)]+", re.IGNORECASE
+        ),
+        _MASK,
+    ),
     # As urllib3 has them: without the host.
     (
+        ("/services/", "/workflows/", "/triggers/", "/webhooks/"),
         re.compile(r"/(?:services|workflows|triggers)/[TE][A-Z0-9]{2,}/[^\s\"'<>)]+|/webhooks/\d{3,}/[^\s\"'<>)]+"),
         _MASK,
     ),
-    (re.compile(rf"([?&](?:key|sig|signature|x-amz-signature|{_NAMES})=)[^&\s\"'<>]+", re.IGNORECASE), r"\1***"),
-    (re.compile(r"(\bkey=[\"']?)[\w+~/-]{16,}", re.IGNORECASE), r"\1***"),
-    (re.compile(r"(\bauthorization[\"']?\s?[=:]\s?b?[\"']?)(?:\w{1,20}\s+)?[^\s\"',;}]{4,}", re.IGNORECASE), r"\1***"),
     (
+        ("?", "&"),
+        re.compile(rf"([?&](?:key|sig|signature|x-amz-signature|{_NAMES})=)[^&\s\"'<>]+", re.IGNORECASE),
+        r"\1***",
+    ),
+    (("key=",), re.compile(r"(\bkey=[\"']?)[\w+~/-]{16,}", re.IGNORECASE), r"\1***"),
+    (
+        ("authorization",),
+        re.compile(r"(\bauthorization[\"']?\s?[=:]\s?b?[\"']?)(?:\w{1,20}\s+)?[^\s\"',;}]{4,}", re.IGNORECASE),
+        r"\1***",
+    ),
+    (
+        _STEMS,
         re.compile(
             # After a colon that is prose as often as not, only what has a digit.
             rf"((?:{_NAMES})[\"']?\s?(?:=\s?b?|:\s?b?(?=[\"']|[^\s\"']{{0,60}}\d)))"
@@ -58,23 +76,26 @@ CREDENTIALS: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         r"\1***",
     ),
-    (re.compile(r"(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), r"\1***"),
+    (("bearer",), re.compile(r"(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), r"\1***"),
     # Base64 has a digit, a capital that follows a small letter, or an equals sign: words have none.
-    (re.compile(r"((?i:\bbasic)\s+)(?=[A-Za-z+/]{0,200}(?:[0-9=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}"), r"\1***"),
-    (re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]*(?:-----END [A-Z ]{0,40}-----)?"), _MASK),
     (
+        ("basic",),
+        re.compile(r"((?i:\bbasic)\s+)(?=[A-Za-z+/]{0,200}(?:[0-9=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}"),
+        r"\1***",
+    ),
+    (
+        ("private key-----",),
+        re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]*(?:-----END [A-Z ]{0,40}-----)?", re.IGNORECASE),
+        _MASK,
+    ),
+    (
+        ("aiza", "aq.", "age-s", "akia", "asia", "xox", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "pnu_", "pnb_", "eyj"),
         re.compile(
             r"\bAIza[\w-]{30,}|\bAQ\.[\w-]{30,}|(?i:AGE-SECRET-KEY-(?:PQ-)?1[0-9A-Z]{20,})|\b(?:AKIA|ASIA)[0-9A-Z]{16}"
             r"|\bxox[a-z]-[\w-]{10,}|\bgh[pousr]_\w{30,}|\bpn[ub]_\w{20,}|\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"
         ),
         _MASK,
     ),
-)
-#: A text without one of these has no credential that a pattern knows, and most have none.
-_HINTS = re.compile(
-    r"://|@|slack|discord|/services/|/workflows/|/triggers/|/webhooks/|[=:]|bearer|basic|PRIVATE KEY|AIza|AQ\.|AGE-S"
-    r"|AKIA|ASIA|xox|gh[pousr]_|pn[ub]_|eyJ",
-    re.IGNORECASE,
 )
 
 _bound: ContextVar[Mapping[str, str]] = ContextVar("bound", default={})  # noqa: B039
@@ -129,9 +150,12 @@ def redacted(text: str, secrets: Iterable[str] | None = None) -> str:
     for secret in _secrets if secrets is None else secrets:
         if secret in text:
             text = text.replace(secret, _MASK)
-    if _HINTS.search(text):
-        for pattern, instead in CREDENTIALS:
-            text = pattern.sub(instead, text)
+    small = text.lower()
+    for words, pattern, instead in CREDENTIALS:
+        for word in words:
+            if word in small:
+                text = pattern.sub(instead, text)
+                break
     return text
 
 
