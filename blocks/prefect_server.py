@@ -78,6 +78,30 @@ class PrefectServer:
         names = {flow["id"]: str(flow["name"]) for flow in flows}
         return [_run(row, names.get(row["flow_id"], "")) for row in rows]
 
+    def read_schedules(self) -> dict[str, bool]:
+        """Return the deployments that have schedules, and whether each of these is on."""
+        rows = self._ask("POST", "/deployments/filter", {"limit": 200})
+        return {
+            str(row["name"]): not row.get("paused") and all(one["active"] for one in row["schedules"])
+            for row in rows
+            if row.get("schedules")
+        }
+
+    def find_clear_secrets(self) -> list[str]:
+        """Return the blocks of ours from which the server gives a secret to whoever may ask it, and doesn't hide it."""
+        body = {"limit": 200, "include_secrets": False}
+        found = []
+        for row in self._ask("POST", "/block_documents/filter", body):
+            kind = row.get("block_type") or {}
+            secrets = (row.get("block_schema") or {}).get("fields", {}).get("secret_fields") or ()
+            if not str(kind.get("slug", "")).startswith("cryptique"):
+                continue
+            for name in secrets:
+                value = row["data"].get(name)
+                if isinstance(value, str) and value.strip("*"):
+                    found.append(f"{kind['slug']}/{row['name']}")
+        return found
+
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         headers = {}
         if self._auth is not None:

@@ -69,6 +69,8 @@ class RateBook:
                     self._sweep(connection, before=began - window_s)
                 return found
         except (sqlite3.Error, OSError):
+            # Whoever took the file away took the table with it: the next call makes both again.
+            self._ready = False
             return self._look_here(who, began, limit=limit, window_s=window_s, now_s=now_s, count=count)
 
     def _look_here(self, who: str, began: int, *, limit: int, window_s: int, now_s: float, count: bool) -> Allowance:

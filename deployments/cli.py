@@ -62,6 +62,7 @@ app.command()(backups.verify)
 app.command()(backups.restore)
 app.command()(serve.serve)
 app.command()(serve.health)
+app.command()(serve.readiness)
 
 
 def main() -> None:

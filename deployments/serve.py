@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Requests under way may end; then the process does.
 _STOP_SECONDS = 20
+#: Of `readiness`: nothing is broken, and not all could be told.
+UNPROVED = 3
 
 
 def serve(
@@ -85,6 +87,37 @@ def health(as_json: JsonOption = False) -> None:
                 print(f"{one['severity']}: {one['title']}. {one['says']}")
         if not found["well"]:
             raise typer.Exit(FAILED)
+
+
+def readiness(
+    send: Annotated[bool, typer.Option("--send", help="Post a test message to the webhook of alerts.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every promise that a machine can check here, and print what is proved, when, and what is not.
+
+    Exit code 0: all is proved. 1: a promise is broken. 3: some could not be told.
+    """
+    with reported(), quiet_prefect():
+        from deployments.embedded import running_mongod, running_prefect_server
+        from deployments.http.serving import prefect_of
+        from deployments.readiness import prove
+        from deployments.register_blocks import make_blocks
+        from deployments.settings import inspect_settings
+
+        settings, _ = inspect_settings()
+        blocks = make_blocks(settings, embedded_uri=running_mongod(settings.home))
+        prefect = prefect_of(settings.prefect_api_url or running_prefect_server(settings.home))
+        proofs = prove(settings, blocks, prefect, send=send)
+        if as_json:
+            print_json([one.to_json() for one in proofs])
+        else:
+            for one in proofs:
+                mark = {True: "proved", False: "BROKEN", None: "unknown"}[one.kept]
+                print(f"{mark:<8} {one.promise:<46} {one.at:%Y-%m-%d %H:%M} UTC  {one.says}")
+        if any(one.kept is False for one in proofs):
+            raise typer.Exit(FAILED)
+        if any(one.kept is None for one in proofs):
+            raise typer.Exit(UNPROVED)
 
 
 def _look(settings: Settings) -> dict[str, Any]:

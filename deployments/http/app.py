@@ -26,7 +26,14 @@ def make_app(parts: HttpParts, *, lifespan: Lifespan | None = None) -> FastAPI:
     """Return the service. Nothing is asked of any other system before the first request."""
     settings = parts.settings
     # The pages of FastAPI's own load scripts from a CDN, and tell strangers of every route.
-    app = FastAPI(title="Cryptique RAG", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Cryptique RAG",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
     rates = RateBook(settings.home / "http" / "rates.db")
     require_admin = make_admin_check(settings.cryptique_admin_token, rates)
     app.include_router(health.make_routes(parts, require_admin))

@@ -40,6 +40,7 @@ HEADERS = {
     "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
 }
 _NOT_KEPT = "no-store"
+_REFUSED = frozenset({401, 404, 405, 413, 429})
 
 Network = IPv4Network | IPv6Network
 
@@ -143,7 +144,8 @@ class Guard:
                 await refuse(500, "something broke here; the log has it under the request id")
         finally:
             # That a part isn't ready is an answer about the part, and told of there.
-            if not scope["path"].startswith("/health/"):
+            # Nor is a refusal an answer that was worked for: a flood of them must not hide what fails.
+            if not scope["path"].startswith("/health/") and status not in _REFUSED:
                 error = str(status) if status >= 500 else None
                 METER.count("http", at=datetime.now(UTC), seconds=time.monotonic() - began, error=error)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from tasks.domain.probes import Reading
 
 #: Whoever asks whether we are ready waits no longer.
 _READY_WITHIN_S = 2.0
+_LOOK_HOLDS_S = 1.0
 
 
 class Live(BaseModel):
@@ -69,15 +72,17 @@ def make_routes(parts: HttpParts, require_admin: Callable[[Request], None]) -> A
     routes = APIRouter(prefix="/health", tags=["health"])
     started = datetime.now(UTC)
 
-    @routes.get("/live")
+    @routes.api_route("/live", methods=["GET", "HEAD"])
     async def live() -> Live:
         """Answer without touching anything else."""
         return Live()
 
-    @routes.get("/ready", responses={503: {"model": Ready}})
+    look = _OneLook(parts)
+
+    @routes.api_route("/ready", methods=["GET", "HEAD"], responses={503: {"model": Ready}})
     def ready(response: Response) -> Ready:
         """Say whether the vector store answers: without it nothing can be searched."""
-        found = {"vectors": _said(parts)}
+        found = {"vectors": look.said()}
         well = all(said == "ok" for said in found.values())
         response.status_code = 200 if well else 503
         return Ready(status="ready" if well else "not ready", parts=found)
@@ -88,6 +93,31 @@ def make_routes(parts: HttpParts, require_admin: Callable[[Request], None]) -> A
         return read_details(parts, started=started, now=datetime.now(UTC))
 
     return routes
+
+
+class _OneLook:
+    """One look at the store for all who ask within a second: anybody may, and a store that hangs takes its time."""
+
+    def __init__(self, parts: HttpParts) -> None:
+        self._parts = parts
+        self._lock = threading.Lock()
+        self._seen: tuple[float, str] = (-_LOOK_HOLDS_S, "")
+
+    def said(self) -> str:
+        """Return what the look found; whoever comes during one has what the one before found, if there was one."""
+        at, said = self._seen
+        if time.monotonic() - at < _LOOK_HOLDS_S:
+            return said
+        if not self._lock.acquire(blocking=not said):
+            return said
+        try:
+            at, said = self._seen
+            if time.monotonic() - at >= _LOOK_HOLDS_S:
+                said = _said(self._parts)
+                self._seen = (time.monotonic(), said)
+            return said
+        finally:
+            self._lock.release()
 
 
 def _said(parts: HttpParts) -> str:

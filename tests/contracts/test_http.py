@@ -233,6 +233,25 @@ def test_a_window_slides_and_says_when_there_is_room_again(tmp_path: Path) -> No
     assert book.check("other", limit=10, window_s=900, now_s=start).allowed
 
 
+def test_a_book_that_was_deleted_is_shared_again(tmp_path: Path) -> None:
+    both = [RateBook(tmp_path / "rates.db") for _ in range(2)]
+    for book in both:
+        assert book.hit("one", limit=5, window_s=900, now_s=1_000_000.0).allowed
+    for path in tmp_path.iterdir():
+        path.unlink()
+    for book in both:
+        book.hit("one", limit=5, window_s=900, now_s=1_000_000.0)
+    allowed = [both[number % 2].hit("two", limit=5, window_s=900, now_s=1_000_000.0).allowed for number in range(10)]
+    assert allowed == [True] * 5 + [False] * 5
+
+
+def test_no_answer_leads_to_whom_the_host_header_names(service: Service) -> None:
+    for path in ("/admin/monitoring/", "/metrics/", "/health/live/"):
+        answer = service.client.get(path, headers={"Host": "evil.example"}, follow_redirects=False)
+        is_problem(answer, 404)
+        assert "evil.example" not in answer.text
+
+
 def test_a_book_that_can_not_be_written_lifts_no_limit(tmp_path: Path) -> None:
     (tmp_path / "rates.db").mkdir()
     book = RateBook(tmp_path / "rates.db")
@@ -263,6 +282,7 @@ def test_who_asks_is_the_peer_or_whom_a_trusted_proxy_names(peer: str, forwarded
 def test_a_store_that_is_gone_or_hangs_is_not_ready_and_the_rest_answers(
     mongo_uri: str, database: Database[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("deployments.http.health._LOOK_HOLDS_S", 0.0)
     for waits in ("health._READY_WITHIN_S", "overview._WITHIN_S", "metrics._WITHIN_S"):
         monkeypatch.setattr(f"deployments.http.{waits}", 0.5)
     host, port = parse_uri(mongo_uri)["nodelist"][0]
