@@ -39,6 +39,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(BIN)/python -m deployments.audit secrets
+	@$(BIN)/python -m deployments.audit dependencies || test $$? -eq 3
 
 audit: $(READY)
 	@$(BIN)/python -m deployments.audit dependencies

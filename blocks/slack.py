@@ -13,6 +13,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any, ClassVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
@@ -22,7 +23,7 @@ from slack_sdk.http_retry.interval_calculator import RetryIntervalCalculator
 from slack_sdk.http_retry.request import HttpRequest
 from slack_sdk.http_retry.response import HttpResponse
 from slack_sdk.http_retry.state import RetryState
-from slack_sdk.webhook import WebhookClient
+from slack_sdk.webhook import WebhookClient, WebhookResponse
 
 from tasks.domain.incidents import WebhookKind
 
@@ -69,7 +70,7 @@ class SlackNotifier(Block):
         """
         if not self.allow_private and (refused := inside_address(self.url.get_secret_value())):
             return Delivery(False, refused)
-        client = WebhookClient(
+        client = _Client(
             self.url.get_secret_value(),
             timeout=self.timeout_seconds,
             logger=_SILENT,
@@ -103,6 +104,25 @@ class SlackNotifier(Block):
             _RateLimited(_RETRIES, longest_wait_s=self.longest_wait_seconds),
             _ServerError(max_retry_count=_RETRIES, interval_calculator=backoff),
         ]
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """Takes an answer that leads elsewhere for what it is: a webhook that moved is told, and nobody else is asked."""
+
+    def redirect_request(self, *given: Any, **also: Any) -> None:
+        """Follow nothing."""
+        return
+
+
+class _Client(WebhookClient):
+    """slack_sdk's own, but for redirects: it would ask whatever address an answer names."""
+
+    def _perform_http_request_internal(self, url: str, req: Request) -> WebhookResponse:
+        opener = build_opener(_NoRedirects, HTTPSHandler(context=self.ssl))
+        with opener.open(req, timeout=self.timeout) as answer:
+            charset = answer.headers.get_content_charset() or "utf-8"
+            body = answer.read().decode(charset)
+            return WebhookResponse(url=url, status_code=answer.status, body=body, headers=answer.headers)
 
 
 def inside_address(url: str) -> str | None:

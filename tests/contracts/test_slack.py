@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from blocks.slack import SlackNotifier
 from tasks.domain.incidents import Incident, Message, format_discord, format_slack
@@ -101,3 +104,30 @@ def test_a_proxy_of_the_environment_is_not_used_for_hosts_that_need_none(monkeyp
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with LoopbackSlack() as slack:
         assert notifier(slack).send({"text": "x"}).delivered
+
+
+def test_a_webhook_that_leads_elsewhere_is_not_followed() -> None:
+    asked: list[str] = []
+
+    class Moved(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(302 if self.path == "/hook" else 200)
+            self.send_header("Location", "/inside")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Stay silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Moved) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/hook"
+        delivery = SlackNotifier(url=SecretStr(url)).send({"text": "x"})
+        server.shutdown()
+    assert (delivery.delivered, delivery.status) == (False, 302)
+    assert asked == ["POST /hook"]
