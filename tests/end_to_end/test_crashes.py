@@ -234,6 +234,7 @@ def test_a_full_disk_is_told_with_what_to_do_and_once_there_is_room_the_run_goes
 # -- files that are cut short ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_shard_file_that_is_cut_short_under_a_running_migration_is_made_again_and_nothing_is_paid_again(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record], prefect_api: str
 ) -> None:

@@ -300,6 +300,7 @@ def test_a_zone_that_there_is_not_is_refused_before_anything_is_read(computed: P
     assert "is no time zone: write an IANA name" in computed.refusal(flow=aggregate, time_zones=["Mars/Olympus"])
 
 
+@pytest.mark.long
 def test_figures_are_loaded_like_records_and_go_when_their_rows_do(filled: Pipeline) -> None:
     first = filled.complete(aggregate)
     stored = filled.documents("embedding")
@@ -321,6 +322,7 @@ def test_figures_are_loaded_like_records_and_go_when_their_rows_do(filled: Pipel
     assert {key.rpartition(":")[0] for key in filled.documents("embedding")} == records(filled).keys()
 
 
+@pytest.mark.long
 def test_rows_figures_or_both_are_stored_as_is_chosen_and_a_dry_run_tells_the_cost_of_each(filled: Pipeline) -> None:
     planned = filled.migrate(documents="both", dry_run=True)
     assert filled.documents() == {}

@@ -86,6 +86,7 @@ def test_what_changed_since_the_migration_is_taken_over_and_nothing_else_is_touc
     assert take_over(followed)["batches"] == 0
 
 
+@pytest.mark.long
 def test_changes_made_while_it_follows_are_searchable_within_seconds(
     followed: Pipeline, source_data: SourceData, mongo_uri: str
 ) -> None:

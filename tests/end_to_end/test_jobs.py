@@ -214,6 +214,7 @@ def test_a_run_whose_budget_is_spent_is_paused_until_somebody_resumes_it(
 # -- the commands that start runs --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_backfill_replay_and_reconcile_tell_what_they_did_and_what_can_not_be_meant(
     migrated: Pipeline, command: Command
 ) -> None:

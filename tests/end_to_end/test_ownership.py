@@ -70,6 +70,7 @@ def test_a_run_whose_work_another_run_claimed_ends_and_leaves_everything_to_it(
     assert list((pipeline.home / "shards").rglob("plan.bson"))
 
 
+@pytest.mark.long
 def test_shards_given_to_other_owners_before_a_stop_are_looked_at_again_and_not_paid_again(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:

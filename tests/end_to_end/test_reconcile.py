@@ -347,6 +347,7 @@ def require_whose(pipeline: Pipeline, owners: Owners) -> None:
             assert (row["status"], holder) == ("archived", None), key
 
 
+@pytest.mark.long
 def test_vectors_follow_their_owners_go_with_a_lost_tenant_and_return_with_it(pipeline: Pipeline) -> None:
     load_sample(pipeline.source, rows=500)
     load_visits(pipeline.source, sessions=150, events=5, journeys=5)

@@ -77,6 +77,7 @@ def test_what_a_fix_mends_or_is_gone_is_resolved_and_what_is_refused_again_stays
     assert refused.complete(replay)["read"] == 0
 
 
+@pytest.mark.long
 def test_reason_team_age_and_limit_choose_the_dead_letters(refused: Pipeline) -> None:
     mend(refused)
     letters = refused.letters()

@@ -146,6 +146,7 @@ def test_a_store_that_was_wiped_is_what_it_was_to_the_byte_and_can_be_wiped_agai
     filled.store.create_collection("embeddingstats_old")
 
 
+@pytest.mark.long
 def test_what_was_written_since_is_replaced_kept_beside_and_brought_back_by_an_undo(
     filled: Pipeline, backups: BackupStore, vectors: VectorStore
 ) -> None:
@@ -205,6 +206,7 @@ def test_one_team_gets_its_documents_back_and_no_other_team_is_touched(
     assert everything(filled) == before
 
 
+@pytest.mark.long
 def test_a_backup_is_restored_beside_the_store_by_time_and_by_collection(
     filled: Pipeline, backups: BackupStore, mongo_client: MongoClient[Record]
 ) -> None:
@@ -401,6 +403,7 @@ def test_a_backup_that_was_killed_is_no_backup_and_the_next_one_is_good(
 # -- writers, and moments -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_backup_that_outlives_the_servers_memory_is_of_one_moment_all_the_same(
     filled: Pipeline,
     backups: BackupStore,

@@ -145,6 +145,7 @@ def cut_off_at(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, parameters: 
 @pytest.mark.parametrize(
     "rename", [2, pytest.param(11, marks=pytest.mark.long), pytest.param(6, marks=pytest.mark.long)]
 )
+@pytest.mark.long
 def test_killed_between_two_renames_the_same_restore_goes_on(
     pipeline: Pipeline,
     made: str,
@@ -244,6 +245,7 @@ def test_a_team_is_given_its_documents_and_they_are_taken_back_by_an_undo(
     assert all(name.startswith(("before_", "undone_")) for name in drop_kept(vectors))
 
 
+@pytest.mark.long
 def test_what_may_not_be_meant_is_refused_and_touches_nothing(
     pipeline: Pipeline, made: str, written_since: dict[str, list[bytes]], vectors: VectorStore
 ) -> None:

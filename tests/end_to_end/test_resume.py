@@ -158,6 +158,7 @@ def test_a_run_that_wrote_a_shard_but_not_its_checkpoint_leaves_every_row_as_it_
     assert {key: after[key] for key in first} == first
 
 
+@pytest.mark.long
 def test_a_shard_whose_files_are_lost_between_two_attempts_runs_again_from_its_source(
     pipeline: Pipeline, source_data: SourceData, undisturbed: dict[str, Record]
 ) -> None:

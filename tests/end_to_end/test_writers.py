@@ -31,6 +31,7 @@ def methods(pipeline: Pipeline, records: list[Any]) -> set[Any]:
 
 
 @pytest.mark.parametrize("quicker", [by_ingest, by_another_migration])
+@pytest.mark.long
 def test_a_migration_that_was_held_up_does_not_overwrite_what_another_writer_stored_meanwhile(
     pipeline: Pipeline, source_data: SourceData, quicker: Callable[[Pipeline], Record]
 ) -> None:

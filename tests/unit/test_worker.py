@@ -88,7 +88,7 @@ def test_a_worker_takes_as_many_runs_as_the_child_runs_of_its_environment_need(
             said = next((line for line in worker.stderr if line.startswith("worker w: ")), None)
         finally:
             worker.kill()
-    assert said == "worker w: up to 8 runs at once\n"
+    assert said == "worker w: up to 9 runs at once\n"
 
 
 def test_who_stops_a_worker_waits_longer_than_its_runs_may_take() -> None:
