@@ -18,7 +18,7 @@ BASELINE = ROOT / ".secrets.baseline"
 CLEAN, FOUND, NOT_ASKED = 0, 1, 3
 #: Digests of packages, drawings, and test data that holds hashes of transactions by the thousand.
 _NOT_LOOKED_AT = re.compile(r"\.lock$|\.svg$|\.png$|^bench/results\.json$|^tests/.*/data/|^\.secrets\.baseline$")
-_PATIENCE_S = 240
+_PATIENCE_S = 45
 
 
 def scan(files: Sequence[str], *, baseline: Path = BASELINE) -> tuple[int, str]:
