@@ -381,7 +381,7 @@ def _search_in(
 ) -> list[list[Hit]]:
     from blocks.embedders import Embedders
     from deployments.register_blocks import make_blocks
-    from tasks.retrieve import Tenant
+    from tasks.domain.retrieval.tenants import Tenant
     from tasks.retrieve import search as search_store
 
     blocks = make_blocks(settings, embedded_uri=mongo_uri)

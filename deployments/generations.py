@@ -182,7 +182,7 @@ def compare(
         asked = _read_questions(questions)
         with _reading() as reading:
             from flows.generations import compare_generations
-            from tasks.retrieve import Tenant
+            from tasks.domain.retrieval.tenants import Tenant
 
             found = compare_generations(
                 asked,

@@ -48,11 +48,12 @@ from tasks.domain.generations import FIRST, NAME_PATTERN, Book, EmbedderName, Ge
 from tasks.domain.jobs import job_id
 from tasks.domain.rankings import DEPTH, Question, compare_answers, top
 from tasks.domain.registry import describer_version, plural_of
+from tasks.domain.retrieval.tenants import Tenant
 from tasks.domain.rows import VectorForm
 from tasks.domain.runs import Scope
 from tasks.domain.shards import DEFAULT_SHARD_ROWS, DEFAULT_SHARDS_IN_FLIGHT
 from tasks.policy import DEFAULT_RETRIES
-from tasks.retrieve import Tenant, search
+from tasks.retrieve import search
 
 #: A record of several chunks may hold several of the best places; so many documents give ten records.
 _DOCUMENTS = 5 * DEPTH

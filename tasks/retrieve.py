@@ -9,13 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from bson import ObjectId
 
 from blocks.embedders import Embedders
 from blocks.meters import METER
 from blocks.vector_store import VectorStore
 from tasks.domain.errors import PipelineError
-from tasks.domain.owners import site_filter
+from tasks.domain.retrieval.tenants import Tenant
 from tasks.domain.rows import read_vector
 from tasks.domain.vectors import Embedder, Matrix
 
@@ -23,25 +22,6 @@ from tasks.domain.vectors import Embedder, Matrix
 _SCORE_DIGITS = 6
 #: The score below zero, so that the best sorts first; the document id, which decides ties; the row's ``_id``.
 _Ranked = tuple[float, str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """Whose documents may be seen. ``team_id`` None means every team, which only an operator may ask for."""
-
-    team_id: str | None
-    site_id: str | None = None
-
-    def criteria(self) -> dict[str, Any]:
-        """Return the MongoDB filter. A site sees its own documents and its team's that belong to no single site."""
-        criteria: dict[str, Any] = {"status": "active"}
-        if self.team_id is not None:
-            criteria["teamId"] = ObjectId(self.team_id)
-            if self.site_id is not None:
-                criteria["siteId"] = {"$in": site_filter(self.site_id, self.team_id)}
-        elif self.site_id is not None:
-            criteria["siteId"] = self.site_id
-        return criteria
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,10 +33,11 @@ from tasks.domain.dead_letters import DeadLetter
 from tasks.domain.errors import InputError, TerminalError, WorkTakenError
 from tasks.domain.generations import FIRST, Book, Generation
 from tasks.domain.rankings import Question
+from tasks.domain.retrieval.tenants import Tenant
 from tasks.domain.rows import new_row, row_hash, row_id
 from tasks.domain.runs import Scope
 from tasks.embed import Slots
-from tasks.retrieve import Hit, Tenant, search
+from tasks.retrieve import Hit, search
 
 Record = dict[str, Any]
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)

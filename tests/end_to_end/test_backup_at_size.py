@@ -19,7 +19,8 @@ from blocks.s3 import S3Bucket
 from deployments.register_blocks import make_blocks
 from flows.backup import backup
 from flows.restore import restore
-from tasks.retrieve import Tenant, search
+from tasks.domain.retrieval.tenants import Tenant
+from tasks.retrieve import search
 from tests.end_to_end.pipeline import Pipeline, SourceData
 from tests.loopback.gemini import LoopbackGemini
 

@@ -27,7 +27,8 @@ from flows.migrate import migrate
 from flows.reconcile import reconcile
 from tasks.domain.errors import InputError
 from tasks.domain.generations import FIRST
-from tasks.retrieve import Tenant, search
+from tasks.domain.retrieval.tenants import Tenant
+from tasks.retrieve import search
 from tests.end_to_end.pipeline import HeldRequest, Pipeline, Record, SourceData, beside, comparable, wait_for
 from tests.loopback.gemini import LoopbackGemini
 

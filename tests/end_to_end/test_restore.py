@@ -31,7 +31,8 @@ from flows.restore import drop_kept, restore, undo_restore
 from flows.verify import verify_backups
 from tasks.domain.backups import BackupManifest
 from tasks.domain.errors import InputError
-from tasks.retrieve import Tenant, search
+from tasks.domain.retrieval.tenants import Tenant
+from tasks.retrieve import search
 from tests.end_to_end.pipeline import Pipeline, Record, SourceData, open_pipeline, wait_for
 
 ROWS = 300

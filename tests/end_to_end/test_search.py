@@ -15,7 +15,8 @@ from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from deployments.register_blocks import make_blocks
 from tasks.domain.errors import TerminalError
-from tasks.retrieve import Hit, Tenant, search
+from tasks.domain.retrieval.tenants import Tenant
+from tasks.retrieve import Hit, search
 from tests.end_to_end.pipeline import Pipeline, Record, SourceData, open_pipeline, repeated, vector_of
 from tests.loopback.gemini import LoopbackGemini
 
