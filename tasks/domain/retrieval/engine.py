@@ -1,4 +1,4 @@
-"""Engine: what chooses and ranks documents. The fallback index, a server's own vector search and a test's arrays are."""
+"""Engine: what chooses and ranks documents, be it the fallback index or a server's own vector search."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Engine(Protocol[Chosen]):
         ...
 
     def nearest(self, chosen: Chosen, asked: Matrix, limit: int) -> list[Ranked]:
-        """Return the chosen documents of greatest cosine with ``asked``, a normalised vector; the cosine is the score."""
+        """Return the chosen documents of greatest cosine with ``asked``, a normalised vector; it is the score."""
         ...
 
     def by_words(self, chosen: Chosen, weights: Mapping[str, float], limit: int) -> list[Ranked]:
@@ -50,5 +50,8 @@ class Engine(Protocol[Chosen]):
         ...
 
     def values(self, tenant: Tenant, field: str) -> Mapping[str, int]:
-        """Return the values that the tenant's documents have of a field, casefolded, with the number of documents."""
+        """Return the values that the tenant's documents have of a field, casefolded, with the number of documents.
+
+        For the fields of ``CATALOGUE`` (``tasks/domain/retrieval/entries.py``).
+        """
         ...

@@ -18,6 +18,18 @@ _HASH = re.compile(r"0x[0-9a-fA-F]{64}")
 _LONGEST_VALUE = 120
 #: Of a list of facts this many are terms.
 _LONGEST_LIST = 200
+#: Fields whose values are known by name, so that a question's words can be looked up among them.
+CATALOGUE = (
+    "source",
+    "chain",
+    "token",
+    "category",
+    "site",
+    "facts.contractName",
+    "facts.method",
+    "facts.name",
+    "facts.subject",
+)
 _METADATA = {
     "category": "category",
     "aggregationLevel": "level",
