@@ -36,7 +36,7 @@ from tasks.domain.transactions import (
 
 #: Goes into every vector's lineage. Raise it whenever a text or a fact changes for the same record: the next run
 #: then writes what differs, and embeds only the texts that really changed.
-DESCRIBER_VERSION = 2
+DESCRIBER_VERSION = 3
 
 #: A name longer than this is a text, not a name: it goes to the end, where the splitter cuts it.
 MAX_NAME_CHARS = 80
@@ -119,9 +119,14 @@ def find_transaction_action(transaction: Transaction) -> Action:
 @lru_cache(maxsize=65_536)
 def shown_name(name: str | None) -> str | None:
     """Return a contract's name without the address that labellers append; None where it has no name."""
-    if not name or _UNLABELLED.match(name):
+    if not name or is_unlabelled(name):
         return None
     return _ADDRESS_IN_NAME.sub("", name).strip()[:MAX_NAME_CHARS] or None
+
+
+def is_unlabelled(name: str) -> bool:
+    """Return whether a contract's name only says that nobody named it."""
+    return _UNLABELLED.match(name) is not None
 
 
 def _place(transaction: Transaction) -> str:
@@ -259,6 +264,7 @@ def _facts(transaction: Transaction) -> dict[str, Any]:
         "tokenSymbol": transaction.token_symbol[:200] if transaction.token_symbol else None,
         "status": transaction.status,
         "gasUsed": transaction.gas_used,
+        "callDataBytes": transaction.call_data_bytes,
         "allowance": transaction.allowance,
         "stakingType": transaction.staking_type,
         "stakingAmount": transaction.staking_amount,

@@ -106,6 +106,7 @@ class Transaction:
     allowance: str | None
     status: str | None
     gas_used: int | None
+    call_data_bytes: int | None
     staking_type: str | None
     staking_amount: str | None
     staking_unlock_s: int | None
@@ -230,6 +231,7 @@ def parse_transaction(record: Mapping[str, Any], owners: Owners, *, now_ms: int)
         allowance=_allowance(selector, call_data),
         status=_status(get("status"), warnings),
         gas_used=_whole(get("gas_used"), "gas_used", warnings),
+        call_data_bytes=None if call_data is None else (len(call_data) - 2) // 2,
         staking_type=staking.type if staking else None,
         staking_amount=plain(staking.amount) if staking and staking.amount is not None else None,
         staking_unlock_s=staking.unlock_s if staking else None,

@@ -30,6 +30,8 @@ CATALOGUE = (
     "facts.name",
     "facts.subject",
 )
+#: Facts that are compared as numbers, or that no question asks for by their whole text.
+_NO_TERMS = frozenset({*NUMBER_FIELDS, "stakingAmount", "warnings", "txHash", "aggregate"})
 _METADATA = {
     "category": "category",
     "aggregationLevel": "level",
@@ -42,7 +44,9 @@ _METADATA = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """``row_id`` is the document's ``_id``. ``words`` are counted in their order; ``terms`` are exact.
+    """``row_id`` is the document's ``_id``. ``terms`` are exact.
+
+    ``words`` are the stems of its text in their order.
 
     ``fold`` is the same for documents that say the same once more: the chunks of one record.
     """
@@ -75,7 +79,8 @@ def terms_of(row: Mapping[str, Any]) -> Iterator[str]:
     Fields: ``team``, ``site``, ``source`` (its source type), ``record``; ``category``, ``level``, ``metric``,
     ``segment``, ``device``, ``data``, ``tag``, ``chain``, ``token`` (symbol or unit) of its metadata; ``aggregate``,
     yes or no; ``facts.NAME`` for each fact that is a text or a truth; ``address`` and ``hash`` for each in its facts;
-    ``missing`` with the name of each of ``start``, ``amount``, ``gasUsed`` and ``status`` that it has not.
+    ``missing`` with the name of each of ``start``, ``amount``, ``gasUsed``, ``status``, ``staking`` and ``token`` that
+    it has not.
     """
     metadata = row.get("metadata") or {}
     facts = metadata.get("facts") or {}
@@ -95,6 +100,8 @@ def terms_of(row: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(symbol, str):
             yield make_term("token", symbol)
     for name, value in facts.items():
+        if name in _NO_TERMS:
+            continue
         if isinstance(value, bool):
             yield make_term(f"facts.{name}", "yes" if value else "no")
         elif isinstance(value, str) and len(value) <= _LONGEST_VALUE:
@@ -108,8 +115,9 @@ def terms_of(row: Mapping[str, Any]) -> Iterator[str]:
     for name in ("start", "amount", "gasUsed"):
         if name not in numbers:
             yield make_term("missing", name)
-    if "status" not in facts:
-        yield make_term("missing", "status")
+    for name, fact in (("status", "status"), ("staking", "stakingType"), ("token", "tokenSymbol")):
+        if fact not in facts:
+            yield make_term("missing", name)
 
 
 def numbers_of(metadata: Mapping[str, Any]) -> dict[NumberField, float]:
