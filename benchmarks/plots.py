@@ -79,3 +79,26 @@ def _rows_axis(axes: Any, rows: list[int]) -> None:
     axes.set_xticks(rows, [f"{number:,}" for number in rows])
     axes.minorticks_off()
     axes.set_xlabel("rows")
+
+
+def bars(file: Path, title: str, groups: list[str], values: dict[str, list[float]]) -> None:
+    """Draw a bar for each value between 0 and 1: a group of bars for each group, one of each name in it."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "benchmark", "font.size": 9, "svg.fonttype": "none"})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
+    width = 0.8 / len(values)
+    for number, (name, heights) in enumerate(values.items()):
+        places = [place + (number - (len(values) - 1) / 2) * width for place in range(len(groups))]
+        drawn = axes.bar(places, heights, width, label=name)
+        axes.bar_label(drawn, fmt="{:.2f}", padding=1, fontsize=6)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylim(0, 1.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.legend(ncols=len(values), fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)

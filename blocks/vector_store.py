@@ -543,10 +543,14 @@ class VectorStore(MongoDatabase):
             if batch:
                 yield batch
 
-    def read_documents(self, ids: Sequence[Any]) -> dict[Any, Record]:
-        """Return whole vector documents by ``_id``, without their vectors."""
+    def read_documents(
+        self, ids: Sequence[Any], *, within: Mapping[str, Any] | None = None, with_vectors: bool = False
+    ) -> dict[Any, Record]:
+        """Return whole vector documents by ``_id``, those that are ``within`` a filter; their vectors if asked for."""
         with mongo_errors("reading vector documents", self.setting):
-            rows = self.open_database()[self.vectors_name].find({"_id": {"$in": list(ids)}}, {"embedding": 0})
+            rows = self.open_database()[self.vectors_name].find(
+                {"_id": {"$in": list(ids)}, **(within or {})}, None if with_vectors else {"embedding": 0}
+            )
             return {row["_id"]: row for row in rows}
 
     def holds(self, criteria: Mapping[str, Any]) -> bool:

@@ -31,7 +31,8 @@ class Measure:
     ``minute`` is its beginning, UTC. ``seconds`` is the sum of durations, ``buckets`` their histogram by ``BUCKETS_S``.
     ``errors`` counts failures by code, ``throttled`` the failures that were refusals of too many requests. ``texts``
     and ``tokens`` were embedded and paid with ``usd``; ``reused`` texts had a vector already. ``results`` were found by
-    searches, with the best scores adding up to ``scores`` over ``scored`` searches.
+    searches, with the best scores adding up to ``scores`` over ``scored`` searches; ``cached`` of them asked what had
+    been asked before. ``ratings`` is the sum of what users gave to ``rated`` answers, 1 to 5 each.
     """
 
     minute: datetime
@@ -49,6 +50,9 @@ class Measure:
     results: int = 0
     scores: float = 0.0
     scored: int = 0
+    cached: int = 0
+    ratings: int = 0
+    rated: int = 0
 
     def __add__(self, other: Measure) -> Measure:
         """Return both together, from the earlier minute on."""
@@ -134,6 +138,7 @@ class Meter:
         reused: int = 0,
         results: int = 0,
         score: float | None = None,
+        cached: bool = False,
     ) -> None:
         """Count one call that ended ``at`` and took so long; ``error`` is the code of its failure."""
         bucket = bisect_left(BUCKETS_S, seconds)
@@ -153,6 +158,7 @@ class Meter:
             results=results,
             scores=score or 0.0,
             scored=int(score is not None),
+            cached=int(cached),
         )
         self.give_back([one])
 
@@ -162,6 +168,11 @@ class Meter:
         """Add what belongs to no one call: what a batch job brought, and texts that needed no call."""
         minute = at.astimezone(UTC).replace(second=0, microsecond=0)
         self.give_back([Measure(minute, kind, texts=texts, tokens=tokens, usd=usd, reused=reused)])
+
+    def rate(self, rating: int, *, at: datetime) -> None:
+        """Add what a user gave to an answer, 1 to 5."""
+        minute = at.astimezone(UTC).replace(second=0, microsecond=0)
+        self.give_back([Measure(minute, "search", ratings=rating, rated=1)])
 
     def take(self) -> list[Measure]:
         """Return what was counted, the oldest first, and forget it here."""

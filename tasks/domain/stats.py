@@ -214,6 +214,7 @@ def tally_measures(tally: Tally, measures: Iterable[Measure]) -> None:
             tally.add(texts=one.texts, reused=one.reused, throttled=one.throttled)
         else:
             tally.add(results=one.results, scores_millionths=round(one.scores * 1_000_000), scored=one.scored)
+            tally.add(search_cached=one.cached, ratings=one.ratings, rated=one.rated)
         for code, number in one.errors.items():
             tally.errors[code] = tally.errors.get(code, 0) + number
 
@@ -295,6 +296,10 @@ def stats_row(
                 sums.get("results"), _difference(sums.get("search_calls"), sums.get("search_failed"))
             ),
             averageRelevanceScore=_ratio(sums.get("scores_millionths", 0) / 1_000_000, sums.get("scored")),
+            # A question's vector is kept, because asking a model for it is what a search costs.
+            cacheHits=sums.get("search_cached"),
+            cacheMisses=_difference(sums.get("search_calls"), sums.get("search_cached")),
+            cacheHitRate=_percent(sums.get("search_cached"), sums.get("search_calls")),
         ),
         "sourceTypeBreakdown": {
             name: {
@@ -312,9 +317,11 @@ def stats_row(
             dbConnectionsUsed=tally.peaks.get("connections"),
         ),
         "quality": _known(
+            totalFeedback=sums.get("rated"),
+            averageRating=_ratio(sums.get("ratings"), sums.get("rated")),
             averageChunksPerDocument=_ratio(
                 sums.get("created", 0) + sums.get("updated", 0) + sums.get("skipped", 0), processed
-            )
+            ),
         ),
         "tally": tally.to_record(),
     }

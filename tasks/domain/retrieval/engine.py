@@ -49,6 +49,10 @@ class Engine(Protocol[Chosen]):
         """
         ...
 
+    def first(self, chosen: Chosen, limit: int) -> list[Ranked]:
+        """Return chosen documents by their ids, with a score of 0: where nothing is asked that could rank them."""
+        ...
+
     def values(self, tenant: Tenant, field: str) -> Mapping[str, int]:
         """Return the values that the tenant's documents have of a field, casefolded, with the number of documents.
 
