@@ -187,6 +187,67 @@ class MongoDatabase(Block):
             database.command("ping")
             return str(database.client.server_info()["version"])
 
+    def read_operation_time(self) -> Timestamp | None:
+        """Return the moment of the newest write, or None where the server keeps no history (no replica set)."""
+        with mongo_errors("reading the operation time", self.setting):
+            answer = self.open_database().command("ping")
+        return answer.get("operationTime")
+
+    def follow_changes(
+        self,
+        collection: str,
+        position: Mapping[str, Any],
+        *,
+        batch_records: int,
+        stop: Callable[[], bool],
+        wait_s: float = 0.5,
+    ) -> Iterator[ChangeBatch]:
+        """Yield what changed since the position, in batches, until ``stop`` says so; empty ones while nothing does.
+
+        ``position`` holds ``token`` (of an earlier batch) or ``operationTime``. Raises ``HistoryLostError`` if the
+        source no longer reaches back that far, or the collection was dropped or renamed.
+        """
+        since: dict[str, Any] = (
+            {"resume_after": position["token"]}
+            if "token" in position
+            else {"start_at_operation_time": position["operationTime"]}
+        )
+        wanted = [{"$project": {"operationType": 1, "documentKey._id": 1, "clusterTime": 1, "wallTime": 1}}]
+        number = 0
+        opened = False
+        with mongo_errors(f"following {collection}", self.setting):
+            try:
+                with self.open_database()[collection].watch(
+                    wanted, max_await_time_ms=int(wait_s * 1000), batch_size=batch_records, **since
+                ) as stream:
+                    opened = True
+                    while not stop():
+                        ids: dict[bytes, Any] = {}
+                        times: list[int] = []
+                        while len(times) < batch_records and (event := stream.try_next()) is not None:
+                            if event["operationType"] not in _CHANGES:
+                                raise HistoryLostError(f"{collection} was dropped or renamed")
+                            record_id = event["documentKey"]["_id"]
+                            ids[record_key(record_id)] = record_id
+                            times.append(_event_ms(event))
+                        token = stream.resume_token
+                        yield ChangeBatch(number, tuple(ids.values()), tuple(times), {"token": token} if token else {})
+                        number += 1
+            except mongo.OperationFailure as error:
+                lost = is_history_lost(error)
+                # A stream that can't even be opened has a position that the server makes nothing of.
+                refused = error.code in (_UNAUTHORIZED, _AUTHENTICATION_FAILED) or _passes(error)
+                if lost or not (opened or refused):
+                    raise HistoryLostError(f"the source no longer knows what changed: {_brief(error)}") from error
+                raise
+
+    def identify(self, collection: str) -> str:
+        """Return what tells this collection from every other, wherever its server answers: its own uuid."""
+        with mongo_errors(f"identifying {collection}", self.setting):
+            rows = list(self.open_database().list_collections(filter={"name": collection}))
+        uuid = rows[0].get("info", {}).get("uuid") if rows else None
+        return f"{self.database}.{collection}:{uuid}"
+
 
 class MongoSource(MongoDatabase):
     """The application's database, read only: what was tracked, and what decides its owner."""
@@ -281,60 +342,6 @@ class MongoSource(MongoDatabase):
             for some in batched(ids, _BATCH):
                 yield from _with_bytes(rows.find({"_id": {"$in": some}}, projection), database.codec_options)
 
-    def read_operation_time(self) -> Timestamp | None:
-        """Return the moment of the newest write, or None where the server keeps no history (no replica set)."""
-        with mongo_errors("reading the operation time", self.setting):
-            answer = self.open_database().command("ping")
-        return answer.get("operationTime")
-
-    def follow_changes(
-        self,
-        collection: str,
-        position: Mapping[str, Any],
-        *,
-        batch_records: int,
-        stop: Callable[[], bool],
-        wait_s: float = 0.5,
-    ) -> Iterator[ChangeBatch]:
-        """Yield what changed since the position, in batches, until ``stop`` says so; empty ones while nothing does.
-
-        ``position`` holds ``token`` (of an earlier batch) or ``operationTime``. Raises ``HistoryLostError`` if the
-        source no longer reaches back that far, or the collection was dropped or renamed.
-        """
-        since: dict[str, Any] = (
-            {"resume_after": position["token"]}
-            if "token" in position
-            else {"start_at_operation_time": position["operationTime"]}
-        )
-        wanted = [{"$project": {"operationType": 1, "documentKey._id": 1, "clusterTime": 1, "wallTime": 1}}]
-        number = 0
-        opened = False
-        with mongo_errors(f"following {collection}", self.setting):
-            try:
-                with self.open_database()[collection].watch(
-                    wanted, max_await_time_ms=int(wait_s * 1000), batch_size=batch_records, **since
-                ) as stream:
-                    opened = True
-                    while not stop():
-                        ids: dict[bytes, Any] = {}
-                        times: list[int] = []
-                        while len(times) < batch_records and (event := stream.try_next()) is not None:
-                            if event["operationType"] not in _CHANGES:
-                                raise HistoryLostError(f"{collection} was dropped or renamed")
-                            record_id = event["documentKey"]["_id"]
-                            ids[record_key(record_id)] = record_id
-                            times.append(_event_ms(event))
-                        token = stream.resume_token
-                        yield ChangeBatch(number, tuple(ids.values()), tuple(times), {"token": token} if token else {})
-                        number += 1
-            except mongo.OperationFailure as error:
-                lost = is_history_lost(error)
-                # A stream that can't even be opened has a position that the server makes nothing of.
-                refused = error.code in (_UNAUTHORIZED, _AUTHENTICATION_FAILED) or _passes(error)
-                if lost or not (opened or refused):
-                    raise HistoryLostError(f"the source no longer knows what changed: {_brief(error)}") from error
-                raise
-
     def find_newer(
         self, collection: str, field: str, since: datetime, *, known_until: datetime, batch_records: int
     ) -> Iterator[ChangeBatch]:
@@ -362,13 +369,6 @@ class MongoSource(MongoDatabase):
         with mongo_errors("listing collections", self.setting):
             found = set(self.open_database().list_collection_names())
         return [name for name in names if name not in found]
-
-    def identify(self, collection: str) -> str:
-        """Return what tells this collection from every other, wherever its server answers: its own uuid."""
-        with mongo_errors(f"identifying {collection}", self.setting):
-            rows = list(self.open_database().list_collections(filter={"name": collection}))
-        uuid = rows[0].get("info", {}).get("uuid") if rows else None
-        return f"{self.database}.{collection}:{uuid}"
 
     def count(self, collection: str) -> int:
         """Return the number of records, from the collection's metadata."""

@@ -51,6 +51,11 @@ _BAD_VALUE = 2
 _INDEXES_TO_COME = "indexes-to-come"
 #: How often a change of the book of generations is tried that another one crossed.
 _BOOK_TRIES = 5
+#: What an index reads of a document.
+_INDEXED = (
+    *("documentId", "sourceType", "sourceId", "teamId", "siteId", "embedding", "content", "metadata", "status"),
+    *("contentHash", "rowHash"),
+)
 #: A run that spent nothing for so long will not go on: its count goes.
 _RUN_FORGOTTEN_AFTER = timedelta(days=90)
 
@@ -542,6 +547,29 @@ class VectorStore(MongoDatabase):
                     batch = []
             if batch:
                 yield batch
+
+    def read_index_rows(
+        self, ids: Sequence[ObjectId] | None = None, *, batch_rows: int = 1_000
+    ) -> Iterator[list[Record]]:
+        """Yield the active documents, or those of these ``_id``s, with what an index is made of; in order of ``_id``.
+
+        What a majority has is read, so a change that a change stream told of is in it.
+        """
+        wanted: Record = {"status": "active"}
+        if ids is not None:
+            wanted["_id"] = {"$in": list(ids)}
+        with mongo_errors("reading vector documents", self.setting):
+            vectors = self.open_database().get_collection(self.vectors_name, read_concern=ReadConcern("majority"))
+            rows = vectors.find(wanted, dict.fromkeys(_INDEXED, 1)).sort("_id", 1).batch_size(batch_rows)
+            yield from batched(rows, batch_rows)
+
+    def read_index_states(self, *, batch_rows: int = 20_000) -> Iterator[list[Record]]:
+        """Yield ``_id`` and what tells a changed document from an unchanged one, of all active documents."""
+        with mongo_errors("reading vector documents", self.setting):
+            vectors = self.open_database().get_collection(self.vectors_name, read_concern=ReadConcern("majority"))
+            fields = dict.fromkeys(("contentHash", "rowHash", "teamId", "siteId", "status"), 1)
+            rows = vectors.find({"status": "active"}, fields).batch_size(batch_rows)
+            yield from batched(rows, batch_rows)
 
     def read_documents(
         self, ids: Sequence[Any], *, within: Mapping[str, Any] | None = None, with_vectors: bool = False

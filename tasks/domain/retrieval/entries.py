@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any
+
+from bson import ObjectId
 
 from tasks.domain.retrieval.filters import NUMBER_FIELDS, NumberField, make_term
 from tasks.domain.retrieval.words import words_of
@@ -48,15 +51,17 @@ class Entry:
 
     ``words`` are the stems of its text in their order.
 
-    ``fold`` is the same for documents that say the same once more: the chunks of one record.
+    ``fold`` is the same for documents that say the same once more: the chunks of one record. ``state`` stands for what
+    the document is stored as: where it is the same, nothing changed.
     """
 
-    row_id: Any
+    row_id: ObjectId
     document_id: str
     words: tuple[str, ...]
     terms: frozenset[str]
     numbers: Mapping[NumberField, float]
     fold: str
+    state: int
 
 
 def make_entry(row: Mapping[str, Any]) -> Entry:
@@ -70,7 +75,14 @@ def make_entry(row: Mapping[str, Any]) -> Entry:
         terms=frozenset(terms_of(row)),
         numbers=numbers_of(metadata),
         fold=document_id.rpartition(":")[0],
+        state=state_of(row),
     )
+
+
+def state_of(row: Mapping[str, Any]) -> int:
+    """Return 64 bits that stand for what a row is stored as: the hashes of its text and facts, and whose it is."""
+    held = (row.get("contentHash"), row.get("rowHash"), row["teamId"], row["siteId"], row.get("status"))
+    return int.from_bytes(blake2b(repr(held).encode(), digest_size=8).digest(), "little")
 
 
 def terms_of(row: Mapping[str, Any]) -> Iterator[str]:

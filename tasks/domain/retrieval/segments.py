@@ -1,27 +1,40 @@
-"""Segment: entries and vectors that are searched together, in arrays that can lie in memory or in mapped files."""
+"""Segment: entries and vectors that are searched together, in arrays that lie in memory or in mapped files.
+
+Documents stand in the order of their ids: of equal scores the first positions are the smaller ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bson import ObjectId
 from numpy.typing import NDArray
 
-from tasks.domain.retrieval.entries import Entry
+from tasks.domain.retrieval.entries import CATALOGUE, Entry
 from tasks.domain.retrieval.filters import NUMBER_FIELDS, Filter
+from tasks.domain.retrieval.nearness import Part, Positions, Scores, pack_signs
 from tasks.domain.vectors import Matrix
 
 #: BM25 as Lucene has it.
 K1, B = 1.2, 0.75
+#: Raise it when what a segment's files hold changes: an index of another version is built anew.
+SEGMENT_VERSION = 1
 
 Mask = NDArray[np.bool_]
-Positions = NDArray[np.int64]
-Scores = NDArray[np.float32]
+#: Values of the fields of ``CATALOGUE``, by team: field, team, values.
+Catalogue = dict[str, dict[str, list[str]]]
 _WORD_PREFIX = "\0"
+_META = "segment.json"
+#: So many vectors are copied at once.
+_PIECE = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,93 +52,202 @@ class WordStatistics:
         return WordStatistics(self.documents + other.documents, self.length + other.length, having)
 
 
-@dataclass(frozen=True, slots=True)
-class Postings:
-    """Which documents have a term and how often: ``hashes`` sorted, each with ``positions[starts[i]:starts[i+1]]``."""
-
-    hashes: NDArray[np.uint64]
-    starts: NDArray[np.int64]
-    positions: NDArray[np.uint32]
-    counts: NDArray[np.uint8]
-
-    @classmethod
-    def build(cls, entries: Iterable[Entry]) -> Postings:
-        """Return the postings of entries, words and exact terms together."""
-        hashes: list[int] = []
-        positions: list[int] = []
-        counts: list[int] = []
-        for position, entry in enumerate(entries):
-            found = {_hash(term): 1 for term in entry.terms}
-            for word in entry.words:
-                key = _hash(_WORD_PREFIX + word)
-                found[key] = min(255, found.get(key, 0) + 1)
-            hashes.extend(found)
-            counts.extend(found.values())
-            positions.extend([position] * len(found))
-        keys = np.array(hashes, dtype=np.uint64)
-        order = np.argsort(keys, kind="stable")
-        unique, first = np.unique(keys[order], return_index=True)
-        return cls(
-            unique,
-            np.append(first, len(keys)).astype(np.int64),
-            np.array(positions, dtype=np.uint32)[order],
-            np.array(counts, dtype=np.uint8)[order],
-        )
-
-    def find(self, key: int) -> slice:
-        """Return where the postings of a term lie."""
-        place = int(np.searchsorted(self.hashes, np.uint64(key)))
-        if place == len(self.hashes) or int(self.hashes[place]) != key:
-            return slice(0, 0)
-        return slice(int(self.starts[place]), int(self.starts[place + 1]))
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """Documents by position. ``alive`` is False where one was deleted or replaced; all else stays.
+    """Arrays with a row, or a value, for each document; none of them ever changes.
 
-    ``vectors`` has one L2-normalised float32 row each, ``numbers`` a row of values for each of ``NUMBER_FIELDS``, NaN
-    for none, ``lengths`` the number of words, ``folds`` a hash of what folds documents together.
+    ``vectors`` are L2-normalised float32, and ``signs`` a bit of each of their numbers. ``numbers`` has a row of values
+    for each of ``NUMBER_FIELDS``, NaN for none. ``lengths`` counts words. ``folds`` hashes what folds documents
+    together, ``states`` what a document is stored as. ``row_ids`` are twelve bytes each, and ``id_order`` puts them in
+    order. The id at a position is ``ids[id_starts[position]:id_starts[position + 1]]``.
+
+    Of the inverted index ``terms`` are sorted hashes of words and of exact terms; the documents that have the i-th
+    are ``postings[term_starts[i]:term_starts[i + 1]]``, each so many times as ``counts`` says.
     """
 
     vectors: Matrix
-    postings: Postings
+    signs: NDArray[np.uint8]
     numbers: NDArray[np.float64]
     lengths: NDArray[np.uint16]
     folds: NDArray[np.uint64]
-    row_ids: Sequence[Any]
-    document_ids: Sequence[str]
-    alive: Mask
+    states: NDArray[np.uint64]
+    row_ids: NDArray[np.bytes_]
+    id_order: NDArray[np.uint32]
+    ids: NDArray[np.uint8]
+    id_starts: NDArray[np.int64]
+    terms: NDArray[np.uint64]
+    term_starts: NDArray[np.int64]
+    postings: NDArray[np.uint32]
+    counts: NDArray[np.uint8]
+    catalogue: Catalogue = field(default_factory=dict)
+
+    # -- made ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def build(cls, entries: Sequence[Entry], vectors: Matrix) -> Segment:
-        """Return the segment of these entries; ``vectors`` has a row for each."""
+        """Return the segment of these entries; ``vectors`` has a row for each, in their order."""
+        order = sorted(range(len(entries)), key=lambda place: entries[place].document_id)
+        entries = [entries[place] for place in order]
         numbers = np.full((len(NUMBER_FIELDS), len(entries)), np.nan)
         for position, entry in enumerate(entries):
-            for row, field in enumerate(NUMBER_FIELDS):
-                if field in entry.numbers:
-                    numbers[row, position] = entry.numbers[field]
+            for row, name in enumerate(NUMBER_FIELDS):
+                if name in entry.numbers:
+                    numbers[row, position] = entry.numbers[name]
+        sorted_vectors: Matrix = vectors if order == list(range(len(order))) else vectors[order]
+        row_ids, id_order = _row_ids([entry.row_id.binary for entry in entries])
+        ids, id_starts = _texts([entry.document_id for entry in entries])
+        terms, term_starts, postings, counts = _inverted(entries)
         return cls(
-            vectors=vectors,
-            postings=Postings.build(entries),
+            vectors=sorted_vectors,
+            signs=pack_signs(sorted_vectors),
             numbers=numbers,
             lengths=np.array([min(65_535, len(entry.words)) for entry in entries], dtype=np.uint16),
-            folds=np.array([_hash(entry.fold) for entry in entries], dtype=np.uint64),
-            row_ids=[entry.row_id for entry in entries],
-            document_ids=[entry.document_id for entry in entries],
-            alive=np.ones(len(entries), dtype=np.bool_),
+            folds=np.array([hash_of(entry.fold) for entry in entries], dtype=np.uint64),
+            states=np.array([entry.state for entry in entries], dtype=np.uint64),
+            row_ids=row_ids,
+            id_order=id_order,
+            ids=ids,
+            id_starts=id_starts,
+            terms=terms,
+            term_starts=term_starts,
+            postings=postings,
+            counts=counts,
+            catalogue=_catalogue(entries),
         )
 
-    def __len__(self) -> int:
-        return len(self.alive)
+    @classmethod
+    def merge(cls, parts: Sequence[tuple[Segment, Mask]], folder: Path) -> Segment:
+        """Write the documents that are alive in several segments as one into a new folder, and return it mapped.
 
-    def choose(self, where: Filter, *, among: Mask | None = None) -> Mask:
-        """Return which documents fit; ``among`` those of an earlier choice."""
-        chosen = (self.alive if among is None else among).copy()
+        Vectors go from file to file in pieces: memory holds the other arrays, some 400 bytes a document.
+        """
+        order = sorted(
+            (segment.document_id(int(position)), number, int(position))
+            for number, (segment, alive) in enumerate(parts)
+            for position in np.flatnonzero(alive)
+        )
+        numbers = np.array([number for _, number, _ in order], dtype=np.int64)
+        positions = np.array([position for _, _, position in order], dtype=np.int64)
+        keys, postings, counts = [], [], []
+        for number, (segment, alive) in enumerate(parts):
+            moved = np.zeros(len(alive), dtype=np.uint32)
+            moved[positions[numbers == number]] = np.flatnonzero(numbers == number)
+            kept = alive[segment.postings]
+            keys.append(np.repeat(segment.terms, np.diff(segment.term_starts))[kept])
+            postings.append(moved[segment.postings[kept]])
+            counts.append(segment.counts[kept])
+        terms, term_starts, all_postings, all_counts = _sorted_postings(
+            np.concatenate(keys), np.concatenate(postings), np.concatenate(counts)
+        )
+        catalogue: Catalogue = {}
+        for segment, _ in parts:
+            for name, teams in segment.catalogue.items():
+                for team, values in teams.items():
+                    known = catalogue.setdefault(name, {}).setdefault(team, [])
+                    known[:] = sorted({*known, *values})
+
+        def gathered(name: str, rows: slice = slice(None), *, axis: int = 0) -> NDArray[Any]:
+            arrays = [getattr(segment, name) for segment, _ in parts]
+            shape = list(arrays[0].shape)
+            shape[axis] = len(positions[rows])
+            together = np.empty(shape, dtype=arrays[0].dtype)
+            for number, array in enumerate(arrays):
+                here = np.flatnonzero(numbers[rows] == number)
+                there = positions[rows][here]
+                if axis:
+                    together[:, here] = array[:, there]
+                else:
+                    together[here] = array[there]
+            return together
+
+        row_ids, id_order = _row_ids(gathered("row_ids"))
+        ids, id_starts = _texts([document_id for document_id, _, _ in order])
+        small: dict[str, NDArray[Any]] = {
+            "numbers": gathered("numbers", axis=1),
+            "lengths": gathered("lengths"),
+            "folds": gathered("folds"),
+            "states": gathered("states"),
+            "row_ids": row_ids,
+            "id_order": id_order,
+            "ids": ids,
+            "id_starts": id_starts,
+            "terms": terms,
+            "term_starts": term_starts,
+            "postings": all_postings,
+            "counts": all_counts,
+        }
+
+        def in_pieces(name: str) -> Iterator[NDArray[Any]]:
+            for start in range(0, len(order), _PIECE):
+                yield gathered(name, slice(start, start + _PIECE))
+
+        big = {name: in_pieces(name) for name in ("vectors", "signs")}
+        first = parts[0][0]
+        shapes = {
+            name: (array.dtype, (len(order), array.shape[1]))
+            for name, array in (("vectors", first.vectors), ("signs", first.signs))
+        }
+        _write(folder, small, big, shapes, catalogue)
+        return cls.open(folder)
+
+    # -- kept ------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the segment into a folder that is not there yet; it is all on the disk when this returns."""
+        arrays = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "catalogue"}
+        _write(folder, arrays, {}, {}, self.catalogue)
+
+    @classmethod
+    def open(cls, folder: Path) -> Segment:
+        """Return a segment that was saved, mapped from its files.
+
+        Raises ``ValueError`` or ``OSError`` where a file is missing, of another length or of another version.
+        """
+        meta = json.loads((folder / _META).read_text("utf-8"))
+        if meta.get("version") != SEGMENT_VERSION:
+            raise ValueError(f"{folder.name} is of version {meta.get('version')}, and not {SEGMENT_VERSION}")
+        arrays: dict[str, Any] = {}
+        for name, made in meta["arrays"].items():
+            file, dtype, shape = folder / f"{name}.bin", np.dtype(made["dtype"]), tuple(made["shape"])
+            if file.stat().st_size != dtype.itemsize * int(np.prod(shape)):
+                raise ValueError(f"{folder.name}/{file.name} is not as long as it was written")
+            # What is empty can't be mapped.
+            arrays[name] = np.memmap(file, dtype, "r", shape=shape) if np.prod(shape) else np.empty(shape, dtype)
+        return cls(**arrays, catalogue=meta["catalogue"])
+
+    # -- asked -----------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def document_id(self, position: int) -> str:
+        """Return the id of the document at a position."""
+        return self.ids[self.id_starts[position] : self.id_starts[position + 1]].tobytes().decode()
+
+    def row_id(self, position: int) -> ObjectId:
+        """Return the ``_id`` of the document at a position."""
+        # NumPy leaves zeros at the end of bytes out.
+        return ObjectId(bytes(self.row_ids[position]).ljust(12, b"\0"))
+
+    def find_rows(self, row_ids: NDArray[np.bytes_]) -> Positions:
+        """Return the position of each document by its ``_id`` as twelve bytes, -1 for one that is not here."""
+        place = np.minimum(np.searchsorted(self.row_ids, row_ids, sorter=self.id_order), len(self) - 1)
+        positions = self.id_order[place].astype(np.int64)
+        return np.where(self.row_ids[positions] == row_ids, positions, -1)
+
+    def having(self, term: str) -> NDArray[np.uint32]:
+        """Return the positions of the documents that have an exact term."""
+        return self.postings[self._place(hash_of(term))]
+
+    def choose(self, where: Filter, among: Mask) -> Mask:
+        """Return which of these documents fit; the same mask where there is nothing to ask for."""
+        if not where.any_of and not where.between:
+            return among
+        chosen = among.copy()
         for one in where.any_of:
             having = np.zeros(len(chosen), dtype=np.bool_)
             for term in one.terms():
-                having[self.postings.positions[self.postings.find(_hash(term))]] = True
+                having[self.having(term)] = True
             chosen &= ~having if one.negated else having
         for bound in where.between:
             values = self.numbers[NUMBER_FIELDS.index(bound.field)]
@@ -134,38 +256,128 @@ class Segment:
             chosen &= values < bound.high if bound.below else values <= bound.high
         return chosen
 
-    def nearest(self, chosen: Mask, asked: Matrix) -> tuple[Positions, Scores]:
-        """Return the cosine of each chosen document with the question."""
-        positions = np.flatnonzero(chosen)
-        every = len(positions) == len(chosen)
-        return positions, np.asarray((self.vectors if every else self.vectors[positions]) @ asked, dtype=np.float32)
+    def part(self, chosen: Mask) -> Part:
+        """Return the chosen vectors, to find the nearest of several segments together."""
+        count = int(np.count_nonzero(chosen))
+        return Part(self.vectors, self.signs, None if count == len(self) else np.flatnonzero(chosen))
 
     def word_statistics(self, words: Iterable[str], seen: Mask) -> WordStatistics:
         """Return what BM25 needs to know of the documents that the tenant may see, and of no others."""
-        having = {
-            word: int(np.count_nonzero(seen[self.postings.positions[self.postings.find(_hash(_WORD_PREFIX + word))]]))
-            for word in set(words)
-        }
-        return WordStatistics(int(np.count_nonzero(seen)), int(self.lengths[seen].sum(dtype=np.int64)), having)
+        everything = bool(seen.all())
+        having = {}
+        for word in set(words):
+            postings = self.postings[self._place(hash_of(_WORD_PREFIX + word))]
+            having[word] = len(postings) if everything else int(np.count_nonzero(seen[postings]))
+        length = self.lengths if everything else self.lengths[seen]
+        return WordStatistics(int(np.count_nonzero(seen)), int(length.sum(dtype=np.int64)), having)
 
     def by_words(self, chosen: Mask, weights: Mapping[str, float], known: WordStatistics) -> tuple[Positions, Scores]:
-        """Return the BM25 score of each chosen document that has one of the words; ``weights`` multiply each word's."""
+        """Return the chosen documents that have one of the words, with their BM25 scores; ``weights`` multiply them."""
         scores = np.zeros(len(chosen), dtype=np.float32)
         average = known.length / max(1, known.documents)
         for word, weight in weights.items():
             having = known.having.get(word, 0)
-            if not having:
+            place = self._place(hash_of(_WORD_PREFIX + word))
+            positions = self.postings[place]
+            if not having or not len(positions):
                 continue
-            place = self.postings.find(_hash(_WORD_PREFIX + word))
-            positions = self.postings.positions[place]
-            count = self.postings.counts[place].astype(np.float32)
+            count = self.counts[place].astype(np.float32)
             long = self.lengths[positions].astype(np.float32)
-            rarity = np.log1p((known.documents - having + 0.5) / (having + 0.5))
-            scores[positions] += weight * rarity * count * (K1 + 1) / (count + K1 * (1 - B + B * long / average))
+            rarity = float(np.log1p((known.documents - having + 0.5) / (having + 0.5)))
+            norm = np.float32(K1 * (1 - B)) + np.float32(K1 * B / average) * long
+            scores[positions] += np.float32(weight * rarity * (K1 + 1)) * count / (count + norm)
         found = np.flatnonzero(chosen & (scores > 0))
         return found, scores[found]
 
+    def _place(self, key: int) -> slice:
+        place = int(np.searchsorted(self.terms, np.uint64(key)))
+        if place == len(self.terms) or int(self.terms[place]) != key:
+            return slice(0, 0)
+        return slice(int(self.term_starts[place]), int(self.term_starts[place + 1]))
+
 
 @lru_cache(maxsize=262_144)
-def _hash(term: str) -> int:
-    return int.from_bytes(blake2b(term.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def hash_of(text: str) -> int:
+    """Return 64 bits that stand for a text, on every machine the same."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _write(
+    folder: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    pieces: Mapping[str, Iterable[NDArray[Any]]],
+    shapes: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+    catalogue: Catalogue,
+) -> None:
+    folder.mkdir(parents=True)
+    known = {name: (array.dtype, array.shape) for name, array in arrays.items()} | dict(shapes)
+    for name, parts in [*((name, (array,)) for name, array in arrays.items()), *pieces.items()]:
+        with (folder / f"{name}.bin").open("wb") as file:
+            for part in parts:
+                np.ascontiguousarray(part).tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
+    meta = {
+        "version": SEGMENT_VERSION,
+        "arrays": {name: {"dtype": dtype.str, "shape": list(shape)} for name, (dtype, shape) in known.items()},
+        "catalogue": catalogue,
+    }
+    with (folder / _META).open("w", encoding="utf-8") as meta_file:
+        json.dump(meta, meta_file)
+        meta_file.flush()
+        os.fsync(meta_file.fileno())
+
+
+def _row_ids(row_ids: Sequence[bytes] | NDArray[np.bytes_]) -> tuple[NDArray[np.bytes_], NDArray[np.uint32]]:
+    found = np.array(row_ids, dtype="S12")
+    return found, np.argsort(found, kind="stable").astype(np.uint32)
+
+
+def _texts(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    encoded = [text.encode() for text in texts]
+    starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), starts
+
+
+def _inverted(
+    entries: Sequence[Entry],
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint8]]:
+    keys: list[int] = []
+    positions: list[int] = []
+    counts: list[int] = []
+    for position, entry in enumerate(entries):
+        found = {hash_of(term): 1 for term in entry.terms}
+        for word in entry.words:
+            key = hash_of(_WORD_PREFIX + word)
+            found[key] = min(255, found.get(key, 0) + 1)
+        keys.extend(found)
+        counts.extend(found.values())
+        positions.extend([position] * len(found))
+    return _sorted_postings(
+        np.array(keys, dtype=np.uint64), np.array(positions, dtype=np.uint32), np.array(counts, dtype=np.uint8)
+    )
+
+
+def _sorted_postings(
+    keys: NDArray[np.uint64], positions: NDArray[np.uint32], counts: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint8]]:
+    order = np.lexsort((positions, keys))
+    keys = keys[order]
+    terms, first = np.unique(keys, return_index=True)
+    return terms, np.append(first, len(keys)).astype(np.int64), positions[order], counts[order]
+
+
+def _catalogue(entries: Iterable[Entry]) -> Catalogue:
+    found: dict[str, dict[str, set[str]]] = {name: {} for name in CATALOGUE}
+    for entry in entries:
+        team = ""
+        values: list[tuple[str, str]] = []
+        for term in entry.terms:
+            name, _, value = term.partition("=")
+            if name == "team":
+                team = value
+            elif name in found:
+                values.append((name, value))
+        for name, value in values:
+            found[name].setdefault(team, set()).add(value)
+    return {name: {team: sorted(values) for team, values in teams.items()} for name, teams in found.items()}

@@ -1,0 +1,507 @@
+"""Search index: the documents of one generation in mapped files and a tail in memory, following what is written.
+
+It stands in for a server's own vector search: ``choose``, ``nearest`` and ``by_words`` over segments that never change.
+A change makes a new small segment and takes the document's old place out of the living; small ones are merged. What is
+searched is always one view, so an answer is of one moment.
+
+Several processes may have it open. One of them holds the lock and writes; the others read its files and follow the
+store themselves. A crash loses nothing: files are named by a manifest that is replaced at once, with the position in
+the store's change stream that they represent, and what came after it is read again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from bson import ObjectId, json_util
+
+from blocks.vector_store import VectorStore
+from tasks.domain.errors import HistoryLostError, PipelineError
+from tasks.domain.retrieval.engine import Ranked
+from tasks.domain.retrieval.entries import Entry, make_entry, state_of
+from tasks.domain.retrieval.filters import Filter
+from tasks.domain.retrieval.memory import best_of, count_values
+from tasks.domain.retrieval.nearness import find_nearest
+from tasks.domain.retrieval.segments import SEGMENT_VERSION, Mask, Segment, WordStatistics
+from tasks.domain.retrieval.tenants import Tenant
+from tasks.domain.rows import read_vector
+from tasks.domain.vectors import Matrix
+
+_LOGGER = logging.getLogger("cryptique.search")
+#: A first load is cut so: memory holds so many documents with their words.
+_BUILD_ROWS = 8_192
+#: So many documents in memory, or so many seconds, and they are written down.
+_FLUSH_ROWS, _FLUSH_S = 4_096, 60.0
+#: Segments smaller than this are merged, eight at a time, into one of at most the second.
+_SMALL_ROWS, _LARGE_ROWS, _MERGED = 65_536, 147_456, 8
+#: A segment of which less is alive is written anew.
+_ALIVE_SHARE = 0.5
+_WAIT_S = 0.2
+_RETRY_S = 1.0
+#: A server that keeps no history is compared so often.
+_COMPARE_S = 10.0
+_BATCH = 1_000
+_MANIFEST, _LOCK = "manifest.json", "lock"
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A segment in a view, with which of its documents are alive. One in memory has its entries, and no name."""
+
+    segment: Segment
+    alive: Mask
+    name: str | None = None
+    entries: tuple[Entry, ...] = ()
+
+    @cached_property
+    def living(self) -> int:
+        return int(np.count_nonzero(self.alive))
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Documents by segment: those that the tenant may see, and of them those that fit."""
+
+    parts: tuple[tuple[Segment, Mask, Mask], ...]
+
+    @cached_property
+    def _length(self) -> int:
+        return sum(int(np.count_nonzero(fitting)) for _, _, fitting in self.parts)
+
+    def __len__(self) -> int:
+        return self._length
+
+
+@dataclass(frozen=True, eq=False)
+class IndexView:
+    """The index as it was at one moment; an ``Engine``."""
+
+    generation: str
+    parts: tuple[_Held, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(one.living for one in self.parts)
+
+    def choose(self, tenant: Tenant, where: Filter) -> Choice:
+        """Return the documents that the tenant may see and that fit."""
+        bounds = tenant.filter()
+        chosen = []
+        for one in self.parts:
+            seen = one.segment.choose(bounds, one.alive)
+            if seen is one.alive or seen.any():
+                chosen.append((one.segment, seen, one.segment.choose(where, seen)))
+        return Choice(tuple(chosen))
+
+    def nearest(self, chosen: Choice, asked: Matrix, limit: int) -> list[Ranked]:
+        """Return the chosen documents of greatest cosine."""
+        parts = [(segment, segment.part(fitting)) for segment, _, fitting in chosen.parts]
+        found = find_nearest([part for _, part in parts], asked, limit)
+        return best_of(
+            ((segment, positions, scores) for (segment, _), (positions, scores) in zip(parts, found, strict=True)),
+            limit,
+        )
+
+    def by_words(self, chosen: Choice, weights: Mapping[str, float], limit: int) -> list[Ranked]:
+        """Return the chosen documents by BM25."""
+        known = WordStatistics(0, 0, {})
+        for segment, seen, _ in chosen.parts:
+            known += segment.word_statistics(weights, seen)
+        return best_of(
+            ((segment, *segment.by_words(fitting, weights, known)) for segment, _, fitting in chosen.parts), limit
+        )
+
+    def first(self, chosen: Choice, limit: int) -> list[Ranked]:
+        """Return chosen documents by their ids."""
+        parts = ((segment, np.flatnonzero(fitting)) for segment, _, fitting in chosen.parts)
+        return best_of(
+            ((segment, positions, np.zeros(len(positions), np.float32)) for segment, positions in parts), limit
+        )
+
+    def values(self, tenant: Tenant, field: str) -> Mapping[str, int]:
+        """Return the values of a field of the catalogue with the number of the tenant's documents."""
+        seen = [(segment, mask) for segment, mask, _ in self.choose(tenant, Filter()).parts]
+        return count_values(seen, tenant, field)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a build is: ``done`` of ``total`` documents. ``followed_at`` is when the store was last heard of."""
+
+    done: int = 0
+    total: int = 0
+    read: int = 0
+    followed_at: float = field(default_factory=time.monotonic)
+
+
+class SearchIndex:
+    """The index of one generation, in a folder. One thread changes it, any may search ``view``."""
+
+    def __init__(self, vectors: VectorStore, folder: Path, *, dimensions: int) -> None:
+        """``vectors`` is the store at the generation; ``dimensions`` are those of its vectors: others are left out."""
+        self._vectors, self._folder, self._dimensions = vectors, folder, dimensions
+        self.view = IndexView(vectors.generation_name)
+        self.progress = Progress()
+        self._position: dict[str, Any] = {}
+        self._saved: Mapping[str, Any] = {}
+        self._lock_file: TextIO | None = None
+        self._flushed_at = time.monotonic()
+        self._number = 0
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open what is on the disk, or build it, and take over what was written since. Errors are the store's.
+
+        Where another process is building it, waits for that.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            writes = self._take_lock()
+            if self._read_manifest():
+                break
+            if writes:
+                self._build()
+                break
+            time.sleep(_RETRY_S)
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Take over all that was written until now."""
+        for changed in self._changes(lambda: False):
+            if not changed or not self._position:
+                return
+
+    def follow(self, stopped: threading.Event) -> None:
+        """Take over what is written, within a second of it, until ``stopped``; what fails is tried again."""
+        while not stopped.is_set():
+            try:
+                for _ in self._changes(stopped.is_set):
+                    self._keep_house()
+            except PipelineError as error:
+                _LOGGER.warning("the search index does not hear of the store, and tries again: %s", error)
+                stopped.wait(_RETRY_S)
+            except OSError as error:
+                _LOGGER.error("the search index can't be written, and is kept in memory: %s", error)
+                self._flushed_at = time.monotonic()
+                stopped.wait(_RETRY_S)
+
+    def close(self) -> None:
+        """Write down what is in memory, if this process may, and give the lock back."""
+        if self._lock_file is not None:
+            try:
+                self._flush()
+            except OSError as error:
+                _LOGGER.warning("the search index is not written down: %s; its changes are read again", error)
+            self._lock_file.close()
+            self._lock_file = None
+
+    @property
+    def behind_s(self) -> float:
+        """Return for how many seconds nothing was heard of the store."""
+        return time.monotonic() - self.progress.followed_at
+
+    def _take_lock(self) -> bool:
+        if self._lock_file is None:
+            file = (self._folder / _LOCK).open("a")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                return False
+            self._lock_file = file
+        return True
+
+    # -- changes ---------------------------------------------------------------------------------------------------
+
+    def _changes(self, stop: Callable[[], bool]) -> Iterable[bool]:
+        """Take over changes; yield after each look at the store whether there were any."""
+        while not stop():
+            if not self._position:
+                # A server without history: what differs is looked for again and again.
+                yield self._compare()
+                self.progress.followed_at = time.monotonic()
+                deadline = time.monotonic() + _COMPARE_S
+                while time.monotonic() < deadline and not stop():
+                    time.sleep(_WAIT_S)
+                continue
+            try:
+                batches = self._vectors.follow_changes(
+                    self._vectors.vectors_name, self._position, batch_records=_BATCH, stop=stop, wait_s=_WAIT_S
+                )
+                for batch in batches:
+                    if batch.ids:
+                        self._apply([one for one in batch.ids if isinstance(one, ObjectId)])
+                    self._position = batch.position or self._position
+                    self.progress.followed_at = time.monotonic()
+                    yield bool(batch.ids)
+            except HistoryLostError as error:
+                _LOGGER.warning("%s: the search index is compared with the store", error)
+                self._position = self._now()
+                yield self._compare()
+
+    def _now(self) -> dict[str, Any]:
+        moment = self._vectors.read_operation_time()
+        return {} if moment is None else {"operationTime": moment}
+
+    def _apply(self, ids: Sequence[ObjectId]) -> None:
+        rows: dict[ObjectId, Mapping[str, Any]] = {}
+        for batch in self._vectors.read_index_rows(ids):
+            rows |= {row["_id"]: row for row in batch}
+        self.progress.read += len(rows)
+        states = {row_id: state_of(row) for row_id, row in rows.items()}
+        wanted = np.array([one.binary for one in ids], dtype="S12")
+        parts = list(self.view.parts)
+        unchanged: set[ObjectId] = set()
+        for place, held in enumerate(parts):
+            positions = held.segment.find_rows(wanted)
+            dead = []
+            for row_id, position in zip(ids, positions, strict=True):
+                if position < 0 or not held.alive[position]:
+                    continue
+                if states.get(row_id) == int(held.segment.states[position]):
+                    unchanged.add(row_id)
+                else:
+                    dead.append(int(position))
+            if dead:
+                alive = held.alive.copy()
+                alive[dead] = False
+                parts[place] = replace(held, alive=alive)
+        new = [row for row_id, row in rows.items() if row_id not in unchanged]
+        self._publish(parts, new)
+
+    def _publish(self, parts: Sequence[_Held], new: Sequence[Mapping[str, Any]]) -> None:
+        """Show these parts, and the new rows in a segment of their own; neighbours in memory are merged by size."""
+        on_disk = [one for one in parts if one.name is not None]
+        tail = [one for one in parts if one.name is None and one.living]
+        made = self._in_memory(new)
+        if made is not None:
+            tail.append(made)
+        while len(tail) > 1 and tail[-2].living <= 2 * tail[-1].living:
+            tail[-2:] = [_together(tail[-2:])]
+        self.view = replace(self.view, parts=(*on_disk, *tail))
+
+    def _in_memory(self, rows: Sequence[Mapping[str, Any]]) -> _Held | None:
+        entries, vectors = [], []
+        for row in rows:
+            vector = read_vector(row["embedding"])
+            if len(vector) != self._dimensions:
+                _LOGGER.warning("%s has %d dimensions, and can't be searched", row["documentId"], len(vector))
+                continue
+            entries.append(make_entry(row))
+            vectors.append(vector)
+        return _held(entries, np.stack(vectors)) if entries else None
+
+    def _compare(self) -> bool:
+        """Take over what differs between the index and the store, by what each document is stored as."""
+        seen = [np.zeros(len(one.alive), dtype=np.bool_) for one in self.view.parts]
+        differing: list[ObjectId] = []
+        parts = self.view.parts
+        for batch in self._vectors.read_index_states():
+            wanted = np.array([row["_id"].binary for row in batch], dtype="S12")
+            states = np.array([state_of(row) for row in batch], dtype=np.uint64)
+            same = np.zeros(len(batch), dtype=np.bool_)
+            for held, mine in zip(parts, seen, strict=True):
+                positions = held.segment.find_rows(wanted)
+                here = (positions >= 0) & held.alive[positions]
+                equal = here & (held.segment.states[positions] == states)
+                mine[positions[equal]] = True
+                same |= equal
+            differing.extend(row["_id"] for row, one in zip(batch, same, strict=True) if not one)
+        gone = any(bool((held.alive & ~mine).any()) for held, mine in zip(parts, seen, strict=True))
+        if gone:
+            self._publish([replace(one, alive=one.alive & mine) for one, mine in zip(parts, seen, strict=True)], [])
+        for start in range(0, len(differing), _BATCH):
+            self._apply(differing[start : start + _BATCH])
+            self._keep_house()
+        return gone or bool(differing)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """Read the whole store. What is written meanwhile is taken over from the moment at which this began."""
+        position = self._now()
+        self.view = IndexView(self._vectors.generation_name)
+        self.progress.done, self.progress.total = 0, self._vectors.measure()[0]
+        for batch in self._vectors.read_index_rows(batch_rows=_BUILD_ROWS):
+            held = self._in_memory(batch)
+            self.progress.done += len(batch)
+            self.progress.read += len(batch)
+            if held is not None:
+                self.view = replace(self.view, parts=(*self.view.parts, self._saved_segment(held)))
+                self._merge_small()
+        self._position = position
+        self._write_manifest()
+
+    def _keep_house(self) -> None:
+        """Write down what gathers in memory; where another process does that, read again what it wrote."""
+        tail = sum(one.living for one in self.view.parts if one.name is None)
+        since = time.monotonic() - self._flushed_at
+        if tail < _FLUSH_ROWS and since < _FLUSH_S:
+            return
+        if self._take_lock():
+            self._flush()
+        elif tail >= 2 * _FLUSH_ROWS:
+            self._adopt()
+        self._flushed_at = time.monotonic()
+
+    def _flush(self) -> None:
+        tail = [one for one in self.view.parts if one.name is None and one.living]
+        on_disk = [one for one in self.view.parts if one.name is not None]
+        if tail:
+            on_disk.append(self._saved_segment(_together(tail)))
+        self.view = replace(self.view, parts=tuple(on_disk))
+        self._merge_small()
+        self._write_manifest()
+        self._flushed_at = time.monotonic()
+
+    def _saved_segment(self, held: _Held) -> _Held:
+        name = self._new_name()
+        held.segment.save(self._folder / name)
+        segment = Segment.open(self._folder / name)
+        return _Held(segment, np.ones(len(segment), dtype=np.bool_), name)
+
+    def _new_name(self) -> str:
+        while True:
+            self._number += 1
+            name = f"segment-{self._number:06}"
+            if not (self._folder / name).exists():
+                return name
+
+    def _merge_small(self) -> None:
+        while True:
+            on_disk = [one for one in self.view.parts if one.name is not None]
+            small = sorted((one for one in on_disk if one.living < _SMALL_ROWS), key=lambda one: one.living)
+            chosen: list[_Held] = []
+            if len(small) >= _MERGED:
+                for one in small:
+                    if sum(each.living for each in chosen) + one.living <= _LARGE_ROWS:
+                        chosen.append(one)
+            else:
+                chosen = [one for one in on_disk if one.living < _ALIVE_SHARE * len(one.alive)][:1]
+            if not chosen:
+                return
+            rest = [one for one in self.view.parts if one not in chosen]
+            living = [(one.segment, one.alive) for one in chosen if one.living]
+            made: list[_Held] = []
+            if living:
+                name = self._new_name()
+                segment = Segment.merge(living, self._folder / name)
+                made = [_Held(segment, np.ones(len(segment), dtype=np.bool_), name)]
+            self.view = replace(self.view, parts=(*made, *rest))
+
+    def _write_manifest(self) -> None:
+        """Replace the manifest, and delete what no manifest names any more."""
+        stamp = f"{time.time_ns():x}"
+        segments = []
+        for one in self.view.parts:
+            if one.name is None:
+                continue
+            dead = None
+            if one.living < len(one.alive):
+                dead = f"alive-{one.name}-{stamp}.bin"
+                _write_file(self._folder / dead, np.packbits(one.alive).tobytes())
+            segments.append({"name": one.name, "alive": dead})
+        made = {
+            "version": SEGMENT_VERSION,
+            "dimensions": self._dimensions,
+            "collection": self._vectors.identify(self._vectors.vectors_name),
+            "position": self._position,
+            "segments": segments,
+        }
+        partial = self._folder / f"{_MANIFEST}.partial"
+        _write_file(partial, json_util.dumps(made).encode())
+        partial.rename(self._folder / _MANIFEST)
+        _sync(self._folder)
+        self._saved = made
+        kept = {_MANIFEST, _LOCK, *(one["name"] for one in segments), *(one["alive"] for one in segments)}
+        for path in self._folder.iterdir():
+            if path.name not in kept:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _read_manifest(self) -> bool:
+        """Open what the manifest names; return whether that could be done."""
+        try:
+            made = json_util.loads((self._folder / _MANIFEST).read_text("utf-8"))
+            if made["version"] != SEGMENT_VERSION or made["dimensions"] != self._dimensions:
+                return False
+            known = {one.name: one.segment for one in self.view.parts if one.name is not None}
+            parts = []
+            for one in made["segments"]:
+                segment = known.get(one["name"]) or Segment.open(self._folder / one["name"])
+                alive = np.ones(len(segment), dtype=np.bool_)
+                if one["alive"] is not None:
+                    packed = np.frombuffer((self._folder / one["alive"]).read_bytes(), dtype=np.uint8)
+                    alive = np.unpackbits(packed, count=len(segment)).astype(np.bool_)
+                parts.append(_Held(segment, alive, one["name"]))
+        except FileNotFoundError as error:
+            if (self._folder / _MANIFEST).exists():
+                _LOGGER.error("the search index has lost %s, and is made anew", error.filename)
+            return False
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _LOGGER.error("the search index can't be read, and is made anew: %s", error)
+            return False
+        same = made["collection"] == self._vectors.identify(self._vectors.vectors_name)
+        self.view = replace(self.view, parts=tuple(parts))
+        self._saved = made
+        # Another collection of the name, after a restore, has a history of its own.
+        self._position = dict(made["position"]) if same else self._now()
+        if not same:
+            self._compare()
+        return True
+
+    def _adopt(self) -> None:
+        """Begin again from what another process has written, and show it once all that was shown before is in it."""
+        before, position = self.view, self._position
+        with suppress(PipelineError):
+            if json.loads((self._folder / _MANIFEST).read_text("utf-8")) == json.loads(json_util.dumps(self._saved)):
+                return
+            fresh = SearchIndex(self._vectors, self._folder, dimensions=self._dimensions)
+            fresh.view = before
+            if fresh._read_manifest():
+                fresh.catch_up()
+                self.view, self._position, self._saved = fresh.view, fresh._position, fresh._saved
+                return
+        self.view, self._position = before, position
+
+
+def _held(entries: Sequence[Entry], vectors: Matrix) -> _Held:
+    segment = Segment.build(entries, vectors)
+    in_order = tuple(sorted(entries, key=lambda one: one.document_id))
+    return _Held(segment, np.ones(len(segment), dtype=np.bool_), None, in_order)
+
+
+def _together(parts: Sequence[_Held]) -> _Held:
+    """Return the living documents of segments in memory as one."""
+    entries = [entry for one in parts for entry, alive in zip(one.entries, one.alive, strict=True) if alive]
+    return _held(entries, np.concatenate([one.segment.vectors[one.alive] for one in parts]))
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
