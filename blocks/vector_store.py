@@ -1156,6 +1156,22 @@ class VectorStore(MongoDatabase):
             rows = self.open_database()[schema.MEASURES].find({"minute": wanted}, {"_id": 0}).sort("minute", 1)
             return [read_measure(row) for row in rows]
 
+    def put_feedback(
+        self, *, request_id: str, team_id: str, site_id: str, rating: int, comment: str, now: datetime
+    ) -> bool:
+        """Keep what a user thought of an answer; a second opinion takes the first one's place. Return if it is new."""
+        row = {
+            "teamId": ObjectId(team_id),
+            "siteId": site_id,
+            "requestId": request_id,
+            "rating": rating,
+            "comment": comment,
+            "createdAt": now,
+        }
+        with mongo_errors("keeping feedback", self.setting):
+            box = self.open_database().get_collection(schema.FEEDBACK, write_concern=_DURABLE)
+            return box.replace_one({"_id": f"{team_id}:{request_id}"}, row, upsert=True).matched_count == 0
+
     def _initialise_incidents(self) -> None:
         """Make the collection as ``initialise`` would: the first failure may come before its first run."""
         rows = list(self.open_database().list_collections(filter={"name": schema.INCIDENTS}))

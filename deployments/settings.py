@@ -25,6 +25,8 @@ from tasks.domain.rows import VectorForm
 EmbedderName = Literal["gemini", "local"]
 DEMO_DATABASE = "cryptique_demo"
 DEFAULT_CHILD_RUNS = 2
+#: A key of HMAC with SHA-256 should be as long as what it makes (RFC 7518, 3.2).
+_SHORTEST_JWT_SECRET = 32
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -214,6 +216,32 @@ class Settings(BaseSettings):
         description="Networks of proxies whose X-Forwarded-For says who asks, separated by commas. Unset: none.",
         examples=["10.0.0.0/8"],
     )
+    cryptique_jwt_secret: SecretStr | None = Field(
+        default=None,
+        description="Secret by which the application signs its users' tokens (HS256), 32 characters at least; several, "
+        "separated by commas, while one takes the other's place. Unset, with CRYPTIQUE_JWT_PUBLIC_KEYS: retrieval over "
+        "HTTP is closed.",
+        examples=["32-random-characters-and-some-more"],
+    )
+    cryptique_jwt_public_keys: Path | None = Field(
+        default=None,
+        description="File of public keys in PEM, where tokens are signed with private ones (RS256, ES256).",
+        examples=["/etc/cryptique/jwt.pem"],
+    )
+    cryptique_jwt_issuer: str | None = Field(default=None, description="Issuer that tokens must name. Unset: any.")
+    cryptique_jwt_audience: str | None = Field(default=None, description="Audience that they must name. Unset: any.")
+    cryptique_api_rate_limit: int = Field(
+        default=600, ge=1, description="Requests that one team may make to /api per minute, all processes together."
+    )
+    cryptique_api_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=120, description="Seconds that a request to /api may wait for the stores."
+    )
+    cryptique_api_requests_at_once: int = Field(
+        default=48,
+        ge=1,
+        le=1_000,
+        description="Requests to /api that one process works on at once; further ones are told to come again (429).",
+    )
     cryptique_public_url: str | None = Field(
         default=None,
         description="Where people reach `cryptique-rag serve` in a browser; alerts link there. Unset: they name the "
@@ -357,6 +385,13 @@ class Settings(BaseSettings):
             raise ValueError("must not hold a user or a password: addresses are shown in logs")
         return url.rstrip("/")
 
+    @field_validator("cryptique_jwt_secret")
+    @classmethod
+    def _require_long_secrets(cls, secrets: SecretStr | None) -> SecretStr | None:
+        if secrets is not None and any(len(one) < _SHORTEST_JWT_SECRET for one in _split(secrets.get_secret_value())):
+            raise ValueError(f"each secret must have {_SHORTEST_JWT_SECRET} characters at least")
+        return secrets
+
     @field_validator("cryptique_http_trusted_proxies")
     @classmethod
     def _require_networks(cls, networks: str | None) -> str | None:
@@ -490,6 +525,11 @@ class Settings(BaseSettings):
     def home(self) -> Path:
         """Return the home folder, absolute: workers run elsewhere."""
         return _absolute(self.cryptique_home)
+
+    @property
+    def jwt_secrets(self) -> list[str]:
+        """Return the secrets of tokens; the first signs ours."""
+        return _split(self.cryptique_jwt_secret.get_secret_value()) if self.cryptique_jwt_secret is not None else []
 
     @property
     def logs_folder(self) -> Path:

@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from blocks.rate_book import RateBook
-from deployments.http import dashboard, health, metrics
+from deployments.http import dashboard, health, metrics, rag
 from deployments.http.auth import make_admin_check
 from deployments.http.guard import Guard, read_networks
 from deployments.http.parts import HttpParts
 from deployments.http.problems import ProblemError, brief_errors, problem_response
+from deployments.http.tokens import TokenReader, make_caller_check
 from tasks.domain.errors import InputError, PipelineError
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -39,12 +40,15 @@ def make_app(parts: HttpParts, *, lifespan: Lifespan | None = None) -> FastAPI:
     app.include_router(health.make_routes(parts, require_admin))
     app.include_router(metrics.make_routes(parts, require_admin))
     app.include_router(dashboard.make_routes(parts), dependencies=[Depends(require_admin)])
+    who_asks = make_caller_check(TokenReader(settings), rates)
+    app.include_router(rag.make_routes(rag.Rag(parts, rates), who_asks))
     _answer_with_problems(app)
     app.add_middleware(
         Guard,
         rates=rates,
         limit=settings.cryptique_http_rate_limit,
         window_s=settings.cryptique_http_rate_window_seconds,
+        at_once=settings.cryptique_api_requests_at_once,
         trusted=read_networks(settings.cryptique_http_trusted_proxies or ""),
     )
     return app
@@ -67,7 +71,12 @@ def _answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def of_the_input(request: Request, error: RequestValidationError) -> Response:
-        return respond(request, 422, "the input is not what this address takes", errors=brief_errors(error.errors()))
+        # The application's contract knows 400 alone; what is wrong is in its words, because it shows them.
+        in_contract = request.url.path.startswith("/api/")
+        errors = brief_errors(error.errors())
+        said = "; ".join(f"{one['at'].removeprefix('body.')}: {one['says']}" for one in errors[:3])
+        detail = f"the request is not what this address takes: {said}" if in_contract else _NOT_TAKEN
+        return respond(request, 400 if in_contract else 422, detail, errors=errors)
 
     @app.exception_handler(PipelineError)
     async def of_the_pipeline(request: Request, error: PipelineError) -> Response:
@@ -76,6 +85,7 @@ def _answer_with_problems(app: FastAPI) -> None:
         return respond(request, 503, "a part that this needs does not answer; /health/details says which")
 
 
+_NOT_TAKEN = "the input is not what this address takes"
 _WORDS = {
     404: "there is nothing at this address",
     405: "this address does not take that method",

@@ -26,6 +26,8 @@ LOGGER = logging.getLogger("cryptique.http")
 #: A given request id is taken over where it can do no harm in a log.
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 MAX_BODY_BYTES = 1_000_000
+#: What has a token is counted by its team, and is bounded by how many are worked on at once.
+_COUNTED_BY_TEAM = "/api/"
 #: Who asks whether we live asks every few seconds.
 _UNLIMITED = frozenset({"/health/live", "/health/ready"})
 HEADERS = {
@@ -84,8 +86,18 @@ def _is_trusted(text: str, trusted: Sequence[Network]) -> bool:
 class Guard:
     """The outermost layer of the service."""
 
-    def __init__(self, app: ASGIApp, *, rates: RateBook, limit: int, window_s: int, trusted: Sequence[Network]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        rates: RateBook,
+        limit: int,
+        window_s: int,
+        trusted: Sequence[Network],
+        at_once: int,
+    ) -> None:
         self._app, self._rates = app, rates
+        self._at_once, self._under_way = at_once, 0
         self._limit, self._window_s, self._trusted = limit, window_s, trusted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,8 +133,14 @@ class Guard:
             response = problem_response(code, detail, path=scope["path"], request_id=request_id, headers=more)
             await response(scope, receive, answer)
 
+        counted_by_team = scope["path"].startswith(_COUNTED_BY_TEAM)
+        self._under_way += counted_by_team
         try:
-            if scope["path"] not in _UNLIMITED:
+            if counted_by_team:
+                if self._under_way > self._at_once:
+                    await refuse(429, "too many requests at once: try again in 1 s", **{"Retry-After": "1"})
+                    return
+            elif scope["path"] not in _UNLIMITED:
                 allowance = await to_thread.run_sync(self._hit, client)
                 if not allowance.allowed:
                     LOGGER.info("too many requests of %s", client, extra={"request_id": request_id})
@@ -143,6 +161,7 @@ class Guard:
             if not started:
                 await refuse(500, "something broke here; the log has it under the request id")
         finally:
+            self._under_way -= counted_by_team
             # That a part isn't ready is an answer about the part, and told of there.
             # Nor is a refusal an answer that was worked for: a flood of them must not hide what fails.
             if not scope["path"].startswith("/health/") and status not in _REFUSED:

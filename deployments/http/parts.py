@@ -15,10 +15,12 @@ from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
 from blocks.monitor_book import MonitorBook
 from blocks.prefect_server import PrefectServer
+from blocks.search_indexes import SearchIndexes
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from deployments.settings import Settings
 from tasks.domain.errors import TransientError
+from tasks.retrieve import Retriever
 
 Answer = TypeVar("Answer")
 
@@ -34,6 +36,8 @@ class HttpParts:
     backups: BackupStore
     book: MonitorBook
     prefect: PrefectServer | None
+    indexes: SearchIndexes
+    retriever: Retriever
 
     @property
     def prefect_ui(self) -> str | None:

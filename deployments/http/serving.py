@@ -11,14 +11,18 @@ from fastapi import FastAPI
 from prefect.logging.configuration import ensure_logging_setup
 from prefect.settings import PREFECT_API_AUTH_STRING
 
+from blocks.embedders import Embedders
 from blocks.meters import write_measures
 from blocks.prefect_server import PrefectServer
+from blocks.search_indexes import SearchIndexes
 from deployments.http.app import make_app
 from deployments.http.parts import HttpParts, within
+from deployments.http.tokens import TokenReader
 from deployments.register_blocks import PipelineBlocks, make_blocks
 from deployments.settings import Settings, load_settings
 from deployments.watch import Watch
 from tasks.domain.errors import PipelineError
+from tasks.retrieve import Retriever
 
 _LOGGER = logging.getLogger("cryptique.http")
 _WRITE_EVERY_S = 30.0
@@ -44,12 +48,15 @@ def serve_by(settings: Settings) -> FastAPI:
         writer.start()
         if watch is not None:
             watch.start()
+        if TokenReader(settings).is_open:
+            parts.indexes.start()
         try:
             yield
         finally:
             stopped.set()
             if watch is not None:
                 watch.stop()
+            parts.indexes.stop()
             writer.join(timeout=_WRITE_WITHIN_S + 1)
 
     return make_app(parts, lifespan=lifespan)
@@ -57,6 +64,8 @@ def serve_by(settings: Settings) -> FastAPI:
 
 def make_parts(settings: Settings, blocks: PipelineBlocks) -> HttpParts:
     """Return what requests are answered with. No other system is asked yet."""
+    embedders = Embedders(blocks.embedder, blocks.local, blocks.gemini)
+    indexes = SearchIndexes(blocks.vectors, embedders, settings.home)
     return HttpParts(
         settings=settings,
         vectors=blocks.vectors,
@@ -65,6 +74,8 @@ def make_parts(settings: Settings, blocks: PipelineBlocks) -> HttpParts:
         backups=blocks.backups,
         book=blocks.monitor.open_book(),
         prefect=prefect_of(settings.prefect_api_url),
+        indexes=indexes,
+        retriever=Retriever(indexes, blocks.vectors, embedders),
     )
 
 

@@ -19,6 +19,7 @@ PARTIALS, AGGREGATES = "ragpartials", "ragaggregates"
 UNITS, SCOPES = "ragfigureunits", "ragfigurescopes"
 PROFILES = "ragprofiles"
 MEASURES = "ragmeasures"
+FEEDBACK = "ragfeedback"
 
 #: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
 LOOKUP_INDEX = "documentId_stored_as"
@@ -416,6 +417,24 @@ MEASURE_ROWS = Collection(
     ),
 )
 
+#: What users thought of answers; its ``_id`` is the team's and the answer's request id. No user is named.
+FEEDBACK_BOX = Collection(
+    FEEDBACK,
+    _document(
+        ["teamId", "siteId", "requestId", "rating", "createdAt"],
+        teamId=_OBJECT_ID,
+        siteId=_TEXT,
+        requestId=_TEXT,
+        rating=_between(1, 5),
+        comment=_TEXT,
+        createdAt=_DATE,
+    ),
+    (
+        _index("teamId", "-createdAt"),
+        _index("createdAt", expireAfterSeconds=365 * _DAY_S),
+    ),
+)
+
 COLLECTIONS = (
     VECTOR_DOCUMENTS,
     EMBEDDING_JOBS,
@@ -429,6 +448,7 @@ COLLECTIONS = (
     AGGREGATE_RECORDS,
     PROFILE_BOOK,
     MEASURE_ROWS,
+    FEEDBACK_BOX,
 )
 
 VECTOR_INDEX = "vector_index"
