@@ -35,7 +35,7 @@ from deployments.runs import print_report, run_migrate
 if TYPE_CHECKING:
     from deployments.settings import Settings
     from deployments.up import Standing
-    from tasks.retrieve import Hit
+    from tasks.retrieve import Hit, Retrieval
 
 DEMO_ROWS = 5_000
 _DEMO_SHARD_ROWS = 1_000
@@ -141,7 +141,10 @@ def search(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search the store: exact cosine over every vector that the tenant may see, filtered before it is ranked.
+    """Ask the store: what a question says exactly becomes conditions, the rest is searched by words and by meaning.
+
+    Prints what was understood, then the best documents with their scores and sources. The index lies under
+    CRYPTIQUE_HOME; the first search makes it.
 
     Example: cryptique-rag search "who claimed staking rewards on Polygon" --all-teams --limit 5
     """
@@ -161,9 +164,9 @@ def search(
             _write_run(run, [item["qid"] for item in asked], found)
             say(f"{len(found)} questions answered into {run}")
         elif as_json:
-            print_json({"results": [_hit_json(hit) for hit in found[0]]})
+            print_json(_found_json(found[0]))
         else:
-            _print_hits(found[0])
+            _print_found(found[0])
 
 
 @app.command()
@@ -352,7 +355,7 @@ def _run_demo(settings: Settings, rows: int, fresh: bool) -> None:
         found = _search_in(settings, services.mongo_uri, list(SAMPLE_QUESTIONS), None, None, 3)
         for question, hits in zip(SAMPLE_QUESTIONS, found, strict=True):
             print(f"\nQ: {question}")
-            _print_hits(hits)
+            _print_found(hits)
         say("stopping the servers")
     print(f"\nThis run in the Prefect UI: make ui, then /runs/flow-run/{report['flow_run_id']}")
     if not report["written"]:
@@ -362,7 +365,7 @@ def _run_demo(settings: Settings, rows: int, fresh: bool) -> None:
 # -- parts of commands ----------------------------------------------------------------------------------------
 
 
-def _search(questions: list[str], team_id: str | None, site_id: str | None, limit: int) -> list[list[Hit]]:
+def _search(questions: list[str], team_id: str | None, site_id: str | None, limit: int) -> list[Retrieval]:
     from deployments.local_services import running_services
     from deployments.settings import load_settings
 
@@ -378,18 +381,23 @@ def _search_in(
     team_id: str | None,
     site_id: str | None,
     limit: int,
-) -> list[list[Hit]]:
+) -> list[Retrieval]:
     from blocks.embedders import Embedders
+    from blocks.search_indexes import SearchIndexes
     from deployments.register_blocks import make_blocks
     from tasks.domain.retrieval.tenants import Tenant
-    from tasks.retrieve import search as search_store
+    from tasks.retrieve import Retriever
 
     blocks = make_blocks(settings, embedded_uri=mongo_uri)
     embedders = Embedders(blocks.embedder, blocks.local, blocks.gemini)
+    indexes = SearchIndexes(blocks.vectors, embedders, settings.home)
     tenant = Tenant(team_id, site_id)
     try:
-        return search_store(questions, tenant, limit=limit, vectors=blocks.vectors, embedder=embedders)
+        indexes.open()
+        retriever = Retriever(indexes, blocks.vectors, embedders)
+        return [retriever.retrieve(question, tenant, limit=limit) for question in questions]
     finally:
+        indexes.stop()
         blocks.vectors.close()
 
 
@@ -409,11 +417,12 @@ def _read_questions(path: Path | None) -> list[dict[str, Any]]:
     return found
 
 
-def _write_run(path: Path, qids: list[str], found: list[list[Hit]]) -> None:
+def _write_run(path: Path, qids: list[str], found: list[Retrieval]) -> None:
     lines = []
-    for qid, hits in zip(qids, found, strict=True):
-        # A record with several chunks counts once, at its best place.
-        lines.append(json.dumps({"qid": qid, "ids": list(dict.fromkeys(hit.source_id for hit in hits))}))
+    for qid, one in zip(qids, found, strict=True):
+        # A record with several chunks counts once, at its best place; what says the same stands behind it.
+        ids = dict.fromkeys(each for hit in one.hits for each in (hit.source_id, *hit.folded_sources))
+        lines.append(json.dumps({"qid": qid, "ids": list(ids)}))
     try:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
@@ -443,15 +452,32 @@ def _print_standing(standing: Standing) -> None:
         print(f"{name:<13}{value}")
 
 
-def _print_hits(hits: list[Hit]) -> None:
-    if not hits:
-        print("   nothing found")
-    for place, hit in enumerate(hits, start=1):
+def _print_found(found: Retrieval) -> None:
+    for one in found.understood.readings:
+        print(f"    {one.words!r}: {one.meaning}")
+    for note in found.notes:
+        print(f"    {note}")
+    if not found.hits:
+        print("    nothing found" if found.fitting else "    nothing found: no document meets these conditions")
+    for place, hit in enumerate(found.hits, start=1):
         facts = hit.metadata.get("facts", {})
         print(f"{place:2}. {hit.score:.3f}  {hit.content[:300]}")
         cited = facts.get("txHash") or hit.document_id
         where = f" on {facts['chain']}" if "chain" in facts else ""
-        print(f"           transaction {cited}{where}, record {hit.source_id}")
+        more = f", and {len(hit.folded)} more that say the same" if hit.folded else ""
+        print(f"           {hit.source_type.replace('_', ' ')} {cited}{where}, record {hit.source_id}{more}")
+
+
+def _found_json(found: Retrieval) -> dict[str, Any]:
+    from tasks.retrieve import explain
+
+    return {
+        "results": [_hit_json(hit) for hit in found.hits],
+        "understood": explain(found.understood.readings),
+        "fitting": found.fitting,
+        "generation": found.generation,
+        "notes": list(found.notes),
+    }
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:
@@ -462,4 +488,5 @@ def _hit_json(hit: Hit) -> dict[str, Any]:
         "score": hit.score,
         "content": hit.content,
         "metadata": hit.metadata,
+        "folded": list(hit.folded),
     }

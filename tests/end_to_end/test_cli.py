@@ -84,7 +84,7 @@ def test_a_question_is_answered_with_documents_of_the_asked_team_alone(
     assert answer.returncode == DONE, answer.stderr
     results = json.loads(answer.stdout)["results"]
     assert len(results) == 4
-    assert set(results[0]) == {"documentId", "sourceType", "sourceId", "score", "content", "metadata"}
+    assert set(results[0]) == {"documentId", "sourceType", "sourceId", "score", "content", "metadata", "folded"}
     owners = database.vectordocuments.distinct("teamId", {"documentId": {"$in": [r["documentId"] for r in results]}})
     assert [str(owner) for owner in owners] == [team]
     for_people = run(tmp_path, "search", SAMPLE_QUESTIONS[0], "--all-teams", **settings)
@@ -105,7 +105,8 @@ def test_a_file_of_questions_gives_a_run_with_each_record_once(
     assert [line["qid"] for line in lines] == ["q0", "q1", "q2"]
     known = {str(record["_id"]) for record in database.transactions.find({}, {"_id": 1})}
     for line in lines:
-        assert 0 < len(line["ids"]) == len(set(line["ids"])) <= 10
+        # Records whose texts are the same stand behind the one that is shown.
+        assert 0 < len(line["ids"]) == len(set(line["ids"]))
         assert set(line["ids"]) <= known
 
 

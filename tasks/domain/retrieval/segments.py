@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tasks.domain.retrieval.entries import CATALOGUE, Entry
 from tasks.domain.retrieval.filters import NUMBER_FIELDS, Filter
-from tasks.domain.retrieval.nearness import Part, Positions, Scores, pack_signs
+from tasks.domain.retrieval.nearness import Codes, Part, Positions, Scores, make_codes
 from tasks.domain.vectors import Matrix
 
 #: BM25 as Lucene has it.
@@ -56,8 +56,8 @@ class WordStatistics:
 class Segment:
     """Arrays with a row, or a value, for each document; none of them ever changes.
 
-    ``vectors`` are L2-normalised float32, and ``signs`` a bit of each of their numbers. ``numbers`` has a row of values
-    for each of ``NUMBER_FIELDS``, NaN for none. ``lengths`` counts words. ``folds`` hashes what folds documents
+    ``vectors`` are L2-normalised float32; ``signs``, ``finer`` and ``scales`` are their codes. ``numbers`` has a row of
+    values for each of ``NUMBER_FIELDS``, NaN for none. ``lengths`` counts words. ``folds`` hashes what folds documents
     together, ``states`` what a document is stored as. ``row_ids`` are twelve bytes each, and ``id_order`` puts them in
     order. The id at a position is ``ids[id_starts[position]:id_starts[position + 1]]``.
 
@@ -67,6 +67,8 @@ class Segment:
 
     vectors: Matrix
     signs: NDArray[np.uint8]
+    finer: NDArray[np.uint8]
+    scales: NDArray[np.float32]
     numbers: NDArray[np.float64]
     lengths: NDArray[np.uint16]
     folds: NDArray[np.uint64]
@@ -94,12 +96,15 @@ class Segment:
                 if name in entry.numbers:
                     numbers[row, position] = entry.numbers[name]
         sorted_vectors: Matrix = vectors if order == list(range(len(order))) else vectors[order]
+        codes = make_codes(sorted_vectors)
         row_ids, id_order = _row_ids([entry.row_id.binary for entry in entries])
         ids, id_starts = _texts([entry.document_id for entry in entries])
         terms, term_starts, postings, counts = _inverted(entries)
         return cls(
             vectors=sorted_vectors,
-            signs=pack_signs(sorted_vectors),
+            signs=codes.signs,
+            finer=codes.finer,
+            scales=codes.scales,
             numbers=numbers,
             lengths=np.array([min(65_535, len(entry.words)) for entry in entries], dtype=np.uint16),
             folds=np.array([hash_of(entry.fold) for entry in entries], dtype=np.uint64),
@@ -163,6 +168,7 @@ class Segment:
         row_ids, id_order = _row_ids(gathered("row_ids"))
         ids, id_starts = _texts([document_id for document_id, _, _ in order])
         small: dict[str, NDArray[Any]] = {
+            "scales": gathered("scales"),
             "numbers": gathered("numbers", axis=1),
             "lengths": gathered("lengths"),
             "folds": gathered("folds"),
@@ -181,11 +187,11 @@ class Segment:
             for start in range(0, len(order), _PIECE):
                 yield gathered(name, slice(start, start + _PIECE))
 
-        big = {name: in_pieces(name) for name in ("vectors", "signs")}
+        big = {name: in_pieces(name) for name in ("vectors", "signs", "finer")}
         first = parts[0][0]
         shapes = {
             name: (array.dtype, (len(order), array.shape[1]))
-            for name, array in (("vectors", first.vectors), ("signs", first.signs))
+            for name, array in (("vectors", first.vectors), ("signs", first.signs), ("finer", first.finer))
         }
         _write(folder, small, big, shapes, catalogue)
         return cls.open(folder)
@@ -259,7 +265,8 @@ class Segment:
     def part(self, chosen: Mask) -> Part:
         """Return the chosen vectors, to find the nearest of several segments together."""
         count = int(np.count_nonzero(chosen))
-        return Part(self.vectors, self.signs, None if count == len(self) else np.flatnonzero(chosen))
+        codes = Codes(self.signs, self.finer, self.scales)
+        return Part(self.vectors, codes, None if count == len(self) else np.flatnonzero(chosen))
 
     def word_statistics(self, words: Iterable[str], seen: Mask) -> WordStatistics:
         """Return what BM25 needs to know of the documents that the tenant may see, and of no others."""
