@@ -37,7 +37,7 @@ _Ranked = tuple[float, str, Any]
 #: A question is asked again, by a chat that refines it and by people who reload: its vector is kept.
 _KEPT_QUESTIONS = 2_000
 _VOCABULARY_KEPT_S = 60.0
-_IDENTIFIERS = frozenset({"hash", "address", "facts.from", "facts.to"})
+_IDENTIFIERS = frozenset({"hash", "address", "short", "facts.from", "facts.to"})
 
 
 @dataclass(frozen=True, slots=True)

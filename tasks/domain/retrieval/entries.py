@@ -17,6 +17,8 @@ from tasks.domain.texts import split_words
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}")
+#: People shorten hashes and addresses: of each its beginning is a term of its own.
+SHORT_CHARS = 8
 #: A longer value is a text: nobody asks for it whole.
 _LONGEST_VALUE = 120
 #: Of a list of facts this many are terms.
@@ -90,9 +92,9 @@ def terms_of(row: Mapping[str, Any]) -> Iterator[str]:
 
     Fields: ``team``, ``site``, ``source`` (its source type), ``record``; ``category``, ``level``, ``metric``,
     ``segment``, ``device``, ``data``, ``tag``, ``chain``, ``token`` (symbol or unit) of its metadata; ``aggregate``,
-    yes or no; ``facts.NAME`` for each fact that is a text or a truth; ``address`` and ``hash`` for each in its facts;
-    ``missing`` with the name of each of ``start``, ``amount``, ``gasUsed``, ``status``, ``staking`` and ``token`` that
-    it has not.
+    yes or no; ``facts.NAME`` for each fact that is a text or a truth; ``address`` and ``hash`` for each in its facts,
+    and ``short`` for the beginning of each; ``missing`` with the name of each of ``start``, ``amount``, ``gasUsed``,
+    ``status``, ``staking`` and ``token`` that it has not.
     """
     metadata = row.get("metadata") or {}
     facts = metadata.get("facts") or {}
@@ -123,6 +125,9 @@ def terms_of(row: Mapping[str, Any]) -> Iterator[str]:
             yield make_term("address", value)
         elif _HASH.fullmatch(value):
             yield make_term("hash", value)
+        else:
+            continue
+        yield make_term("short", value[:SHORT_CHARS])
     numbers = numbers_of(metadata)
     for name in ("start", "amount", "gasUsed"):
         if name not in numbers:

@@ -17,6 +17,7 @@ from math import inf
 from typing import Literal
 
 from tasks.domain.chains import Chain, find_chain
+from tasks.domain.retrieval.entries import SHORT_CHARS
 from tasks.domain.retrieval.filters import AnyOf, Between, Filter, NumberField, overlapping
 from tasks.domain.retrieval.timeframes import TimeFrame, find_time_frames
 from tasks.domain.retrieval.words import words_of
@@ -29,6 +30,7 @@ ZERO_ADDRESS = "0x" + "0" * 40
 _LONGEST_QUESTION = 2_000
 
 _HASH = re.compile(r"\b0x[0-9a-f]{64}\b", re.IGNORECASE)
+_SHORTENED = re.compile(r"\b0x[0-9a-f]{6,39}(?:…|\.{2,3})(?:[0-9a-f]{2,8}\b)?", re.IGNORECASE)
 _ADDRESS = re.compile(
     r"\b(?:the )?(?P<value>0x[0-9a-f]{40}|zero address|null address|0x0(?![0-9a-fx])|burn address)\b", re.IGNORECASE
 )
@@ -305,6 +307,9 @@ class _Reader:
             self.any_of.append(AnyOf("hash", tuple(match.group().lower() for match in hashes)))
             for match in hashes:
                 self._take(match.span(), f"the transaction {match.group().lower()}")
+        for match in self._matches(_SHORTENED):
+            self.any_of.append(AnyOf("short", (match.group()[:SHORT_CHARS],)))
+            self._take(match.span(), f"a hash or an address that begins with {match.group()[:SHORT_CHARS].lower()}")
         found: dict[str, list[str]] = {}
         for match in self._matches(_ADDRESS):
             value = match.group("value").lower()
