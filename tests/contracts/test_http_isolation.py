@@ -94,18 +94,26 @@ MORE = st.dictionaries(
     st.one_of(TEXT, OPERATORS, st.integers(-5, 60), st.just(str(OTHER_TEAM_ID)), st.just({"teamId": {"$ne": None}})),
     max_size=4,
 )
-BODIES = st.builds(
-    lambda query, site, more: {"limit": 50, "minScore": 0, **more, "query": query, "siteId": site},
-    st.one_of(TEXT, TEXT, TEXT, OPERATORS), SITES, MORE,
-)  # fmt: skip
+#: Many of these are refused before anything is looked for; the others are hostile in what they ask alone.
+BODIES = st.one_of(
+    st.builds(
+        lambda query, site, more: {"limit": 50, "minScore": 0, **more, "query": query, "siteId": site},
+        st.one_of(TEXT, OPERATORS),
+        SITES,
+        MORE,
+    ),
+    st.builds(
+        lambda query, team: {"limit": 50, "minScore": 0, "contextLimit": 20, **team, "query": query, "siteId": SITE_ID},
+        TEXT,
+        st.sampled_from([{}, {"teamId": str(OTHER_TEAM_ID)}, {"teamId": {"$ne": None}}, {"site": "site-a"}]),
+    ),
+)
+THEIR_IDS = {f"{number:024x}" for number in range(101, 109)}
 
 
 def is_another_teams(found: Any) -> bool:
-    """Return whether an answer names anything of the other team that wasn't in the question."""
+    """Return whether any document of an answer is the other team's."""
     return any(one["source"].split(":")[1] in THEIR_IDS for one in found)
-
-
-THEIR_IDS = {f"{number:024x}" for number in range(101, 109)}
 
 
 def check(service: RagService, path: str, body: Any) -> None:
