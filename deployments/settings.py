@@ -125,6 +125,24 @@ class Settings(BaseSettings):
         description="How many dollars all runs together may spend on embeddings a day, at Gemini's list price. Unset: "
         "no limit of ours.",
     )
+    cryptique_gemini_chat_model: str = Field(
+        default="gemini-2.5-flash",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Which model writes the answers of /api/rag/generate, where GEMINI_API_KEY is set. What it costs "
+        "counts against CRYPTIQUE_GEMINI_USD_PER_DAY too.",
+    )
+    cryptique_gemini_chat_usd_in: float = Field(
+        default=0.30, ge=0, allow_inf_nan=False, description="Its list price of a million tokens that it reads."
+    )
+    cryptique_gemini_chat_usd_out: float = Field(
+        default=2.50, ge=0, allow_inf_nan=False, description="Its list price of a million tokens that it writes."
+    )
+    cryptique_gemini_chat_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        le=120,
+        description="Seconds that an answer of it may take; then sentences of the documents are the answer.",
+    )
     cryptique_gemini_concurrency: int = Field(default=4, ge=1, le=64, description="Requests in flight per process.")
     cryptique_gemini_batch_texts: int = Field(
         default=10_000, ge=1, le=50_000, description="Texts per batch job at most."

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from blocks.rate_book import RateBook
-from deployments.http import dashboard, health, metrics, rag
+from deployments.http import dashboard, generate, health, metrics, rag
 from deployments.http.auth import make_admin_check
 from deployments.http.guard import Guard, read_networks
 from deployments.http.parts import HttpParts
@@ -41,7 +41,9 @@ def make_app(parts: HttpParts, *, lifespan: Lifespan | None = None) -> FastAPI:
     app.include_router(metrics.make_routes(parts, require_admin))
     app.include_router(dashboard.make_routes(parts), dependencies=[Depends(require_admin)])
     who_asks = make_caller_check(TokenReader(settings), rates)
-    app.include_router(rag.make_routes(rag.Rag(parts, rates), who_asks))
+    retrieval = rag.Rag(parts, rates)
+    app.include_router(rag.make_routes(retrieval, who_asks))
+    app.include_router(generate.make_routes(retrieval, who_asks))
     _answer_with_problems(app)
     app.add_middleware(
         Guard,

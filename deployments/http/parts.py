@@ -12,6 +12,7 @@ import pymongo
 
 from blocks.backups import BackupStore
 from blocks.gemini import GeminiEmbedder
+from blocks.gemini_chat import GeminiChat
 from blocks.mongo import MongoSource
 from blocks.monitor_book import MonitorBook
 from blocks.prefect_server import PrefectServer
@@ -27,7 +28,10 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class HttpParts:
-    """The blocks by which requests are answered. ``prefect`` is None where no server is meant."""
+    """The blocks by which requests are answered.
+
+    ``prefect`` is None where no server is meant, and ``chat`` where no model writes answers.
+    """
 
     settings: Settings
     vectors: VectorStore
@@ -38,6 +42,7 @@ class HttpParts:
     prefect: PrefectServer | None
     indexes: SearchIndexes
     retriever: Retriever
+    chat: GeminiChat | None = None
 
     @property
     def prefect_ui(self) -> str | None:

@@ -12,6 +12,7 @@ from prefect.logging.configuration import ensure_logging_setup
 from prefect.settings import PREFECT_API_AUTH_STRING
 
 from blocks.embedders import Embedders
+from blocks.gemini_chat import GeminiChat
 from blocks.meters import write_measures
 from blocks.prefect_server import PrefectServer
 from blocks.search_indexes import SearchIndexes
@@ -76,6 +77,22 @@ def make_parts(settings: Settings, blocks: PipelineBlocks) -> HttpParts:
         prefect=prefect_of(settings.prefect_api_url),
         indexes=indexes,
         retriever=Retriever(indexes, blocks.vectors, embedders),
+        chat=_chat(settings, blocks),
+    )
+
+
+def _chat(settings: Settings, blocks: PipelineBlocks) -> GeminiChat | None:
+    if settings.gemini_api_key is None:
+        return None
+    return GeminiChat(
+        blocks.vectors,
+        api_key=settings.gemini_api_key,
+        model=settings.cryptique_gemini_chat_model,
+        base_url=settings.gemini_base_url,
+        timeout_seconds=settings.cryptique_gemini_chat_seconds,
+        usd_in=settings.cryptique_gemini_chat_usd_in,
+        usd_out=settings.cryptique_gemini_chat_usd_out,
+        usd_per_day=settings.cryptique_gemini_usd_per_day,
     )
 
 

@@ -199,6 +199,9 @@ class LoopbackGemini:
         self.slow_seconds = slow_seconds
         self.quota = quota
         self.lifelike = lifelike
+        #: What `generateContent` answers to a request's body, and the bodies that came; None: it is not there.
+        self.writer: Callable[[Any], str] | None = None
+        self.prompts: list[Any] = []
 
         self.requests: list[Request] = []
         #: How often each text was embedded, and so paid for: a text sent twice counts twice.
@@ -329,6 +332,11 @@ class LoopbackGemini:
             answer: _Answer | None = _wrong_key(key)
         elif not parts.path.startswith("/v1beta/models/") or model not in self.models:
             answer = _unknown_model(model)
+        elif verb == "generateContent" and self.writer is not None:
+            fault = self._fault(index)
+            answer = None if fault == "drop" else self._refusal(fault, model) if fault else None
+            if fault is None:
+                answer = self._written(orjson.loads(body))
         elif verb not in ("batchEmbedContents", "embedContent"):
             answer = _error(404, "NOT_FOUND", f"Method not found: {verb}")
         else:
@@ -361,6 +369,17 @@ class LoopbackGemini:
                 self.embedded.update(texts)
                 self.task_types.update(_task_type_of(one) for one in wanted)
         return answer
+
+    def _written(self, request: Any) -> _Answer:
+        """Return what `generateContent` answers, with the usage that the service counts."""
+        assert self.writer is not None
+        with self._lock:
+            self.prompts.append(request)
+        text = self.writer(request)
+        tokens = count_tokens(str(request)), count_tokens(text)
+        candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": "STOP", "index": 0}
+        usage = {"promptTokenCount": tokens[0], "candidatesTokenCount": tokens[1], "totalTokenCount": sum(tokens)}
+        return _Answer(200, orjson.dumps({"candidates": [candidate] if text else [], "usageMetadata": usage}))
 
     def _answer_texts(
         self,
