@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
+from zlib import crc32
 
 import numpy as np
 from bson import ObjectId, json_util
@@ -158,7 +159,7 @@ class SearchIndex:
         self._saved: Mapping[str, Any] = {}
         self._lock_file: TextIO | None = None
         self._flushed_at = time.monotonic()
-        self._number = 0
+        self._whole = False
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -229,6 +230,12 @@ class SearchIndex:
     def _changes(self, stop: Callable[[], bool]) -> Iterable[bool]:
         """Take over changes; yield after each look at the store whether there were any."""
         while not stop():
+            if not self._whole:
+                # What is written while it is compared comes after this moment; until all is done, neither counts.
+                moment = self._now()
+                changed = self._compare()
+                self._position, self._whole = moment, True
+                yield changed
             if not self._position:
                 # A server without history: what differs is looked for again and again.
                 yield self._compare()
@@ -249,8 +256,7 @@ class SearchIndex:
                     yield bool(batch.ids)
             except HistoryLostError as error:
                 _LOGGER.warning("%s: the search index is compared with the store", error)
-                self._position = self._now()
-                yield self._compare()
+                self._whole = False
 
     def _now(self) -> dict[str, Any]:
         moment = self._vectors.read_operation_time()
@@ -296,11 +302,19 @@ class SearchIndex:
     def _in_memory(self, rows: Sequence[Mapping[str, Any]]) -> _Held | None:
         entries, vectors = [], []
         for row in rows:
-            vector = read_vector(row["embedding"])
+            try:
+                vector, entry = read_vector(row["embedding"]), make_entry(row)
+            except (KeyError, TypeError, ValueError) as error:
+                _LOGGER.warning("%s can't be searched: %r", row.get("documentId", row["_id"]), error)
+                continue
             if len(vector) != self._dimensions:
                 _LOGGER.warning("%s has %d dimensions, and can't be searched", row["documentId"], len(vector))
                 continue
-            entries.append(make_entry(row))
+            # What is no number, or has no direction, would stand at the head of every ranking.
+            if not 0 < float(vector @ vector) < np.inf:
+                _LOGGER.warning("%s has a vector without a direction, and can't be searched", row["documentId"])
+                continue
+            entries.append(entry)
             vectors.append(vector)
         return _held(entries, np.stack(vectors)) if entries else None
 
@@ -342,7 +356,7 @@ class SearchIndex:
             if held is not None:
                 self.view = replace(self.view, parts=(*self.view.parts, self._saved_segment(held)))
                 self._merge_small()
-        self._position = position
+        self._position, self._whole = position, True
         self._write_manifest()
 
     def _keep_house(self) -> None:
@@ -351,7 +365,11 @@ class SearchIndex:
         since = time.monotonic() - self._flushed_at
         if tail < _FLUSH_ROWS and since < _FLUSH_S:
             return
-        if self._take_lock():
+        if self._lock_file is not None:
+            self._flush()
+        elif self._take_lock():
+            # Who wrote until now may have merged what this process has open: its files count.
+            self._adopt()
             self._flush()
         elif tail >= 2 * _FLUSH_ROWS:
             self._adopt()
@@ -360,6 +378,8 @@ class SearchIndex:
     def _flush(self) -> None:
         tail = [one for one in self.view.parts if one.name is None and one.living]
         on_disk = [one for one in self.view.parts if one.name is not None]
+        # What another process has merged, or somebody has deleted, is open here, and is written again.
+        on_disk = [one if (self._folder / str(one.name)).is_dir() else self._saved_segment(one) for one in on_disk]
         if tail:
             on_disk.append(self._saved_segment(_together(tail)))
         self.view = replace(self.view, parts=tuple(on_disk))
@@ -370,15 +390,12 @@ class SearchIndex:
     def _saved_segment(self, held: _Held) -> _Held:
         name = self._new_name()
         held.segment.save(self._folder / name)
-        segment = Segment.open(self._folder / name)
-        return _Held(segment, np.ones(len(segment), dtype=np.bool_), name)
+        return _Held(Segment.open(self._folder / name), held.alive, name)
 
-    def _new_name(self) -> str:
-        while True:
-            self._number += 1
-            name = f"segment-{self._number:06}"
-            if not (self._folder / name).exists():
-                return name
+    @staticmethod
+    def _new_name() -> str:
+        """Return a name that no segment ever had: a process that still has an old one open knows it by its name."""
+        return f"segment-{time.time_ns():x}-{os.urandom(4).hex()}"
 
     def _merge_small(self) -> None:
         while True:
@@ -409,16 +426,17 @@ class SearchIndex:
         for one in self.view.parts:
             if one.name is None:
                 continue
-            dead = None
+            file, packed = None, np.packbits(one.alive).tobytes()
             if one.living < len(one.alive):
-                dead = f"alive-{one.name}-{stamp}.bin"
-                _write_file(self._folder / dead, np.packbits(one.alive).tobytes())
-            segments.append({"name": one.name, "alive": dead})
+                file = f"alive-{one.name}-{stamp}.bin"
+                _write_file(self._folder / file, packed)
+            segments.append({"name": one.name, "alive": file, "crc": crc32(packed)})
         made = {
             "version": SEGMENT_VERSION,
             "dimensions": self._dimensions,
             "collection": self._vectors.identify(self._vectors.vectors_name),
             "position": self._position,
+            "whole": self._whole,
             "segments": segments,
         }
         partial = self._folder / f"{_MANIFEST}.partial"
@@ -447,8 +465,11 @@ class SearchIndex:
                 alive = np.ones(len(segment), dtype=np.bool_)
                 if one["alive"] is not None:
                     packed = np.frombuffer((self._folder / one["alive"]).read_bytes(), dtype=np.uint8)
+                    if crc32(packed) != one["crc"]:
+                        raise ValueError(f"{one['alive']} is not as it was written")
                     alive = np.unpackbits(packed, count=len(segment)).astype(np.bool_)
                 parts.append(_Held(segment, alive, one["name"]))
+            position, whole, collection = dict(made["position"]), bool(made["whole"]), made["collection"]
         except FileNotFoundError as error:
             if (self._folder / _MANIFEST).exists():
                 _LOGGER.error("the search index has lost %s, and is made anew", error.filename)
@@ -456,28 +477,28 @@ class SearchIndex:
         except (OSError, ValueError, KeyError, TypeError) as error:
             _LOGGER.error("the search index can't be read, and is made anew: %s", error)
             return False
-        same = made["collection"] == self._vectors.identify(self._vectors.vectors_name)
+        same = collection == self._vectors.identify(self._vectors.vectors_name)
         self.view = replace(self.view, parts=tuple(parts))
         self._saved = made
         # Another collection of the name, after a restore, has a history of its own.
-        self._position = dict(made["position"]) if same else self._now()
-        if not same:
-            self._compare()
+        self._position, self._whole = position, same and whole
         return True
 
     def _adopt(self) -> None:
         """Begin again from what another process has written, and show it once all that was shown before is in it."""
-        before, position = self.view, self._position
+        try:
+            written = json.loads((self._folder / _MANIFEST).read_text("utf-8"))
+        except (OSError, ValueError):
+            return
+        if written == json.loads(json_util.dumps(self._saved)):
+            return
+        fresh = SearchIndex(self._vectors, self._folder, dimensions=self._dimensions)
+        fresh.view, fresh.progress = self.view, self.progress
         with suppress(PipelineError):
-            if json.loads((self._folder / _MANIFEST).read_text("utf-8")) == json.loads(json_util.dumps(self._saved)):
-                return
-            fresh = SearchIndex(self._vectors, self._folder, dimensions=self._dimensions)
-            fresh.view = before
             if fresh._read_manifest():
                 fresh.catch_up()
-                self.view, self._position, self._saved = fresh.view, fresh._position, fresh._saved
-                return
-        self.view, self._position = before, position
+                self.view, self._saved = fresh.view, fresh._saved
+                self._position, self._whole = fresh._position, fresh._whole
 
 
 def _held(entries: Sequence[Entry], vectors: Matrix) -> _Held:

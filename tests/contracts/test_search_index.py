@@ -28,6 +28,7 @@ from tasks.domain.generations import FIRST, Generation
 from tasks.domain.retrieval.entries import make_entry, numbers_of, terms_of
 from tasks.domain.retrieval.filters import AnyOf, Between, Filter, overlapping
 from tasks.domain.retrieval.memory import MemoryEngine
+from tasks.domain.retrieval.segments import SEGMENT_VERSION
 from tasks.domain.retrieval.tenants import Tenant
 from tasks.domain.rows import read_vector
 from tasks.domain.vectors import Matrix
@@ -238,7 +239,7 @@ def test_damaged_files_are_made_anew(store: Store, damage: str) -> None:
     elif damage == "manifest":
         manifest.write_text("{")
     else:
-        manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 0'))
+        manifest.write_text(manifest.read_text().replace(f'"version": {SEGMENT_VERSION}', '"version": 0'))
     again = store.opened()
     assert 60 <= again.progress.read <= 61
     store.require_equal(again)
@@ -253,7 +254,7 @@ def test_a_position_that_is_lost_is_made_good_by_a_comparison(store: Store) -> N
     manifest = store.folder / "manifest.json"
     text = manifest.read_text()
     start = text.index('"position": ') + len('"position": ')
-    end = text.index(', "segments"')
+    end = text.index(', "whole"')
     manifest.write_text(f'{text[:start]}{{"token": {{"_data": "8200000000"}}}}{text[end:]}')
     again = store.opened()
     assert again.progress.read <= 6

@@ -83,7 +83,7 @@ def make_entry(row: Mapping[str, Any]) -> Entry:
 
 def state_of(row: Mapping[str, Any]) -> int:
     """Return 64 bits that stand for what a row is stored as: the hashes of its text and facts, and whose it is."""
-    held = (row.get("contentHash"), row.get("rowHash"), row["teamId"], row["siteId"], row.get("status"))
+    held = (row.get("contentHash"), row.get("rowHash"), row.get("teamId"), row.get("siteId"), row.get("status"))
     return int.from_bytes(blake2b(repr(held).encode(), digest_size=8).digest(), "little")
 
 
