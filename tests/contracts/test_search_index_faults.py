@@ -1,4 +1,4 @@
-"""The search index when things go wrong: ends at any moment, full disks, damage, interrupted comparisons, neighbours."""
+"""The search index when things go wrong: ends at any moment, full disks, damage, neighbours, broken comparisons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from pydantic import SecretStr
 from pymongo.database import Database
 
 from blocks.search_index import SearchIndex
@@ -86,7 +85,7 @@ def grown(store: Store) -> SearchIndex:
     return index
 
 
-@pytest.mark.parametrize("number", [1, 9, 18, 19, 20, 27, 36, 37, 38, 39, 40])
+@pytest.mark.parametrize("number", [1, 17, 18, 34, 35, 36])
 def test_an_end_at_any_file_of_a_flush_loses_nothing(
     store: Store, small_files: None, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -95,12 +94,8 @@ def test_an_end_at_any_file_of_a_flush_loses_nothing(
     index.catch_up()
     with monkeypatch.context() as patched:
         fail_at(patched, number, Killed)
-        try:
+        with pytest.raises(Killed):
             index._keep_house()
-        except Killed:
-            pass
-        else:
-            assert number > 36, "more is written than that"
     end_as_killed(index)
     store.insert(600, 3)
     again = store.opened()
@@ -112,7 +107,7 @@ def test_an_end_at_any_file_of_a_flush_loses_nothing(
     assert named == {one.name for one in again.view.parts}
 
 
-@pytest.mark.parametrize("number", [1, 19, 37])
+@pytest.mark.parametrize("number", [1, 18, 35])
 def test_on_a_full_disk_answers_stay_right_and_files_follow_when_there_is_room(
     store: Store, small_files: None, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
