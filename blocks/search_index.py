@@ -465,7 +465,7 @@ class SearchIndex:
                 alive = np.ones(len(segment), dtype=np.bool_)
                 if one["alive"] is not None:
                     packed = np.frombuffer((self._folder / one["alive"]).read_bytes(), dtype=np.uint8)
-                    if crc32(packed) != one["crc"]:
+                    if crc32(packed.tobytes()) != one["crc"]:
                         raise ValueError(f"{one['alive']} is not as it was written")
                     alive = np.unpackbits(packed, count=len(segment)).astype(np.bool_)
                 parts.append(_Held(segment, alive, one["name"]))
