@@ -9,9 +9,11 @@
 # make bench    all figures of a migration beside their targets, into bench/   (ROWS=871781 SIZES=10000,50000,200000)
 # make chaos    a migration of 20,000 rows under 50 random kills of worker, Prefect server and mongod   (SEED=1)
 # make bench-backups  backups and restores beside bare loops, in S3   (DOCUMENTS=50000)
+# make eval     how well questions are answered, each way of searching beside the others   (OUT=bench/retrieval)
+# make bench-search   the search index at full size beside a plain scan   (ROWS=871781)
 # make lock     new versions into the lock files (needs a package index)
 # make clean    forget the local servers' data and the virtual environment
-.PHONY: demo test test-long check audit setup up down ui bench bench-backups chaos lock clean
+.PHONY: demo test test-long check audit setup up down ui bench bench-backups bench-search eval chaos lock clean
 
 PYTHON ?= python3
 ROWS ?= 5000
@@ -66,6 +68,14 @@ $(READY): requirements.lock requirements-uv.lock pyproject.toml deployments/set_
 bench-backups: DOCUMENTS := 50000
 bench-backups: $(READY)
 	@$(BIN)/python -m benchmarks.backups --documents $(DOCUMENTS)
+
+bench-search: ROWS := 871781
+bench-search: $(READY)
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.search --rows $(ROWS)
+
+eval: OUT := bench/retrieval
+eval: $(READY)
+	@$(BIN)/python -m benchmarks.evaluation --out $(OUT)
 
 chaos: $(READY)
 	@$(BIN)/python -m tests.chaos --seed $(SEED)

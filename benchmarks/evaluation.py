@@ -45,18 +45,9 @@ from tests.conftest import SHARED_DATA, read_extended_json
 #: An operator's: the questions are put to the rows of all teams.
 EVERYBODY = Tenant(None)
 PLACES = 10
-#: Written by somebody who had seen the rows and no rule, before any rule was.
-OWN_QUESTIONS = Path(__file__).resolve().parents[1] / "tests" / "questions" / "retrieval_fresh.jsonl"
 #: The rows are of 2015 to 2025: "last month" would mean nothing in them, and no question says it.
 NOW = datetime(2025, 7, 31, tzinfo=UTC)
 _UTC: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
-#: The figures to beat: BM25 (Lucene's idf, k1 1.5, b 0.75, no stemming) over the rows' plain fields, in SOURCES.md.
-PLAIN_BM25 = {
-    "all": (0.5504, 0.5168),
-    "semantic": (0.5575, 0.5494),
-    "filter": (0.6944, 0.6533),
-    "mixed": (0.3167, 0.2303),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +286,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the report and its plots")
     parser.add_argument("--run", type=Path, help="file for the answers of hybrid + filters to the last questions")
     chosen = parser.parse_args()
-    files = chosen.questions or [chosen.data / "questions.jsonl", OWN_QUESTIONS]
+    files = chosen.questions or [chosen.data / "questions.jsonl"]
     began = time.perf_counter()
     corpus = Corpus.of_folder(chosen.data, LocalEmbedder())
     took = time.perf_counter() - began
