@@ -35,7 +35,7 @@ def test_the_shared_questions_are_answered_clearly_better_than_by_words_alone(
         ("not failed, between 1k and 2.5m USDC", {"not failed", "1,000 to 2,500,000 USDC"}),
         ("more than 3 million gas", {"more than 3,000,000 gas"}),
         ("blocks 100,000 to 100,100 on BSC", {"blocks 100000 to 100100", "on BNB Chain"}),
-        ("the Polygon bridge on Ethereum", {"on Ethereum"}),
+        ("the Polygon bridge on Ethereum", {"the contract polygon (matic): bridge before others", "on Ethereum"}),
         ("0x5a42ac1b… last month", {"a hash or an address that begins with 0x5a42ac", "2025-06-01..2025-07-01"}),
         ("whose block time is missing", {"without a known time"}),
         ("what may I see?", set()),
