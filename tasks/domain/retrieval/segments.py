@@ -210,7 +210,7 @@ class Segment:
         """Return a segment that was saved, mapped from its files.
 
         Raises ``ValueError`` or ``OSError`` where a file is missing, damaged or of another version. Of vectors and
-        their codes, which are 95 % of it all, only the length is looked at.
+        their codes, which are most of it, only the length is looked at.
         """
         meta = json.loads((folder / _META).read_text("utf-8"))
         if meta.get("version") != SEGMENT_VERSION:
