@@ -85,7 +85,7 @@ def grown(store: Store) -> SearchIndex:
     return index
 
 
-@pytest.mark.parametrize("number", [1, 17, 18, 34, 35, 36])
+@pytest.mark.parametrize("number", [35, *(pytest.param(each, marks=pytest.mark.long) for each in (1, 17, 18, 34, 36))])
 def test_an_end_at_any_file_of_a_flush_loses_nothing(
     store: Store, small_files: None, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -107,7 +107,7 @@ def test_an_end_at_any_file_of_a_flush_loses_nothing(
     assert named == {one.name for one in again.view.parts}
 
 
-@pytest.mark.parametrize("number", [1, 18, 35])
+@pytest.mark.parametrize("number", [18, *(pytest.param(each, marks=pytest.mark.long) for each in (1, 35))])
 def test_on_a_full_disk_answers_stay_right_and_files_follow_when_there_is_room(
     store: Store, small_files: None, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

@@ -240,6 +240,7 @@ def paid(server: LoopbackGemini, model: str) -> Counter[str]:
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_a_half_built_generation_goes_on_after_a_kill_and_pays_again_only_for_what_was_on_its_way(
     pipeline: Pipeline, source_data: SourceData, prefect_api: str
 ) -> None:

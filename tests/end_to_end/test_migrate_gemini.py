@@ -214,6 +214,7 @@ def every_fifth_fails() -> list[str | None]:
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_vectors_of_another_model_are_not_mixed_in_unless_somebody_says_to_replace_them(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:

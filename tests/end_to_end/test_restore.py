@@ -405,6 +405,7 @@ def test_a_backup_that_was_killed_is_no_backup_and_the_next_one_is_good(
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_a_backup_that_outlives_the_servers_memory_is_of_one_moment_all_the_same(
     filled: Pipeline,
     backups: BackupStore,
