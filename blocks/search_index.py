@@ -464,10 +464,10 @@ class SearchIndex:
                 segment = known.get(one["name"]) or Segment.open(self._folder / one["name"])
                 alive = np.ones(len(segment), dtype=np.bool_)
                 if one["alive"] is not None:
-                    packed = np.frombuffer((self._folder / one["alive"]).read_bytes(), dtype=np.uint8)
-                    if crc32(packed.tobytes()) != one["crc"]:
+                    packed = (self._folder / one["alive"]).read_bytes()
+                    if crc32(packed) != one["crc"]:
                         raise ValueError(f"{one['alive']} is not as it was written")
-                    alive = np.unpackbits(packed, count=len(segment)).astype(np.bool_)
+                    alive = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(segment)).astype(np.bool_)
                 parts.append(_Held(segment, alive, one["name"]))
             position, whole, collection = dict(made["position"]), bool(made["whole"]), made["collection"]
         except FileNotFoundError as error:
