@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,12 +18,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import bson
 import numpy as np
-from bson.codec_options import CodecOptions
 
 from benchmarks.plots import bars
 from blocks.wordllama import MAX_TEXTS_PER_REQUEST, LocalEmbedder
+from tasks.domain.batches import batched
 from tasks.domain.documents import Document
 from tasks.domain.errors import RecordError
 from tasks.domain.owners import Owners
@@ -36,18 +34,17 @@ from tasks.domain.retrieval.ranking import DEPTH, rank
 from tasks.domain.retrieval.tenants import Tenant
 from tasks.domain.retrieval.understanding import Understood, Vocabulary, understand
 from tasks.domain.retrieval.words import words_of
-from tasks.domain.rows import document_id, encode_head
 from tasks.domain.transaction_documents import describe_transaction
 from tasks.domain.transactions import parse_transaction
 from tasks.domain.vectors import Embedder, Matrix
 from tests.conftest import SHARED_DATA, read_extended_json
+from tests.questions.documents import stored_of
 
 #: An operator's: the questions are put to the rows of all teams.
 EVERYBODY = Tenant(None)
 PLACES = 10
 #: The rows are of 2015 to 2025: "last month" would mean nothing in them, and no question says it.
 NOW = datetime(2025, 7, 31, tzinfo=UTC)
-_UTC: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +84,8 @@ class Corpus:
     def of_rows(cls, rows: Sequence[Mapping[str, Any]], embedder: Embedder) -> Corpus:
         """Return the corpus of rows as they are stored, which have no embedding yet."""
         texts = [str(row["content"]) for row in rows]
-        parts = [
-            embedder.embed_documents(texts[start : start + MAX_TEXTS_PER_REQUEST])
-            for start in range(0, len(texts), MAX_TEXTS_PER_REQUEST)
-        ]
-        engine = MemoryEngine([make_entry(row) for row in rows], np.concatenate(parts))
+        parts = [embedder.embed_documents(some) for some in batched(texts, MAX_TEXTS_PER_REQUEST)]
+        engine = MemoryEngine.of([make_entry(row) for row in rows], np.concatenate(parts))
         vocabulary = Vocabulary.of(
             tokens=engine.values(EVERYBODY, "token"), contracts=engine.values(EVERYBODY, "facts.contractName")
         )
@@ -122,15 +116,8 @@ def describe_folder(data: Path) -> Iterator[Document]:
 
 def stored(documents: Iterable[Document]) -> Iterator[dict[str, Any]]:
     """Yield each document as its first chunk is read back from the store, without an embedding."""
-    for document in documents:
-        head = encode_head(document)
-        fields = bson.decode(struct.pack("<i", 4 + len(head) + 1) + head + b"\0", _UTC)
-        yield {
-            "_id": fields["sourceId"],
-            "documentId": document_id(document.key, 0),
-            "content": document.content,
-            **fields,
-        }
+    for row in stored_of(documents):
+        yield {"_id": row["sourceId"], **row}
 
 
 def read_questions(path: Path) -> list[Asked]:

@@ -22,7 +22,6 @@ import numpy as np
 from bson import ObjectId
 
 from benchmarks.evaluation import NOW, Corpus
-from blocks.search_index import IndexView, _Held
 from blocks.wordllama import LocalEmbedder
 from tasks.domain.retrieval.entries import Entry
 from tasks.domain.retrieval.filters import Filter
@@ -30,6 +29,7 @@ from tasks.domain.retrieval.ranking import rank
 from tasks.domain.retrieval.segments import Segment
 from tasks.domain.retrieval.tenants import Tenant
 from tasks.domain.retrieval.understanding import Vocabulary, understand
+from tasks.domain.retrieval.views import LivingSegment, SegmentsView
 from tasks.domain.vectors import Matrix
 from tests.conftest import SHARED_DATA
 
@@ -94,7 +94,7 @@ def measure(folder: Path, *, clustered: bool) -> dict[str, Any]:
     before = _resident_mb()
     began = time.perf_counter()
     segments = [Segment.open(path) for path in sorted(folder.iterdir())]
-    view = IndexView("bench", tuple(_Held(one, np.ones(len(one), dtype=np.bool_), "x") for one in segments))
+    view = SegmentsView("bench", tuple(LivingSegment(one, np.ones(len(one), dtype=np.bool_)) for one in segments))
     view.nearest(view.choose(Tenant(None), Filter()), _questions(clustered)[0], 10)
     opened = time.perf_counter() - began
     everybody, team = Tenant(None), Tenant(team_id(7))
@@ -141,13 +141,13 @@ def _questions(clustered: bool) -> Matrix:
     return draw_vectors(_QUESTIONS, clustered=clustered, seed=9_999)
 
 
-def _exact(view: IndexView, tenant: Tenant, asked: Matrix) -> set[str]:
+def _exact(view: SegmentsView, tenant: Tenant, asked: Matrix) -> set[str]:
     found: list[tuple[float, str]] = []
-    for segment, _, fitting in view.choose(tenant, Filter()).parts:
-        cosines = segment.vectors @ asked
-        cosines[~fitting] = -2
+    for part in view.choose(tenant, Filter()).parts:
+        cosines = part.segment.vectors @ asked
+        cosines[~part.fitting] = -2
         best = np.argpartition(-cosines, 10)[:10]
-        found += [(-float(cosines[place]), segment.document_id(int(place))) for place in best]
+        found += [(-float(cosines[place]), part.segment.document_id(int(place))) for place in best]
     return {document_id for _, document_id in sorted(found)[:10]}
 
 

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 from zlib import crc32
@@ -31,13 +30,9 @@ from bson import ObjectId, json_util
 
 from blocks.vector_store import VectorStore
 from tasks.domain.errors import HistoryLostError, PipelineError
-from tasks.domain.retrieval.engine import Ranked
 from tasks.domain.retrieval.entries import Entry, make_entry, state_of
-from tasks.domain.retrieval.filters import Filter
-from tasks.domain.retrieval.memory import best_of, count_values
-from tasks.domain.retrieval.nearness import find_nearest
-from tasks.domain.retrieval.segments import SEGMENT_VERSION, Mask, Segment, WordStatistics
-from tasks.domain.retrieval.tenants import Tenant
+from tasks.domain.retrieval.segments import SEGMENT_VERSION, Segment
+from tasks.domain.retrieval.views import LivingSegment, SegmentsView
 from tasks.domain.rows import read_vector
 from tasks.domain.vectors import Matrix
 
@@ -59,82 +54,18 @@ _MANIFEST, _LOCK = "manifest.json", "lock"
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
-    """A segment in a view, with which of its documents are alive. One in memory has its entries, and no name."""
+class _Held(LivingSegment):
+    """A segment in a view. One in memory has its entries, and no name."""
 
-    segment: Segment
-    alive: Mask
     name: str | None = None
     entries: tuple[Entry, ...] = ()
 
-    @cached_property
-    def living(self) -> int:
-        return int(np.count_nonzero(self.alive))
-
 
 @dataclass(frozen=True, eq=False)
-class Choice:
-    """Documents by segment: those that the tenant may see, and of them those that fit."""
+class IndexView(SegmentsView):
+    """The index as it was at one moment."""
 
-    parts: tuple[tuple[Segment, Mask, Mask], ...]
-
-    @cached_property
-    def _length(self) -> int:
-        return sum(int(np.count_nonzero(fitting)) for _, _, fitting in self.parts)
-
-    def __len__(self) -> int:
-        return self._length
-
-
-@dataclass(frozen=True, eq=False)
-class IndexView:
-    """The index as it was at one moment; an ``Engine``."""
-
-    generation: str
     parts: tuple[_Held, ...] = ()
-
-    def __len__(self) -> int:
-        return sum(one.living for one in self.parts)
-
-    def choose(self, tenant: Tenant, where: Filter) -> Choice:
-        """Return the documents that the tenant may see and that fit."""
-        bounds = tenant.filter()
-        chosen = []
-        for one in self.parts:
-            seen = one.segment.choose(bounds, one.alive)
-            if seen is one.alive or seen.any():
-                chosen.append((one.segment, seen, one.segment.choose(where, seen)))
-        return Choice(tuple(chosen))
-
-    def nearest(self, chosen: Choice, asked: Matrix, limit: int) -> list[Ranked]:
-        """Return the chosen documents of greatest cosine."""
-        parts = [(segment, segment.part(fitting)) for segment, _, fitting in chosen.parts]
-        found = find_nearest([part for _, part in parts], asked, limit)
-        return best_of(
-            ((segment, positions, scores) for (segment, _), (positions, scores) in zip(parts, found, strict=True)),
-            limit,
-        )
-
-    def by_words(self, chosen: Choice, weights: Mapping[str, float], limit: int) -> list[Ranked]:
-        """Return the chosen documents by BM25."""
-        known = WordStatistics(0, 0, {})
-        for segment, seen, _ in chosen.parts:
-            known += segment.word_statistics(weights, seen)
-        return best_of(
-            ((segment, *segment.by_words(fitting, weights, known)) for segment, _, fitting in chosen.parts), limit
-        )
-
-    def first(self, chosen: Choice, limit: int) -> list[Ranked]:
-        """Return chosen documents by their ids."""
-        parts = ((segment, np.flatnonzero(fitting)) for segment, _, fitting in chosen.parts)
-        return best_of(
-            ((segment, positions, np.zeros(len(positions), np.float32)) for segment, positions in parts), limit
-        )
-
-    def values(self, tenant: Tenant, field: str) -> Mapping[str, int]:
-        """Return the values of a field of the catalogue with the number of the tenant's documents."""
-        seen = [(segment, mask) for segment, mask, _ in self.choose(tenant, Filter()).parts]
-        return count_values(seen, tenant, field)
 
 
 @dataclass(slots=True)

@@ -125,8 +125,12 @@ class SearchIndexes:
         try:
             began = time.monotonic()
             index.open()
-            _LOGGER.info("the search index of %s has %s documents", store.generation_name, f"{len(index.view):,}")
-            _LOGGER.debug("it was opened in %.1f s", time.monotonic() - began)
+            _LOGGER.info(
+                "the search index of %s has %s documents and was opened in %.1f s",
+                store.generation_name,
+                f"{len(index.view):,}",
+                time.monotonic() - began,
+            )
         except (PipelineError, OSError):
             index.close()
             raise

@@ -382,14 +382,13 @@ def _search_in(
     site_id: str | None,
     limit: int,
 ) -> list[Retrieval]:
-    from blocks.embedders import Embedders
     from blocks.search_indexes import SearchIndexes
     from deployments.register_blocks import make_blocks
     from tasks.domain.retrieval.tenants import Tenant
     from tasks.retrieve import Retriever
 
     blocks = make_blocks(settings, embedded_uri=mongo_uri)
-    embedders = Embedders(blocks.embedder, blocks.local, blocks.gemini)
+    embedders = blocks.embedders
     indexes = SearchIndexes(blocks.vectors, embedders, settings.home)
     tenant = Tenant(team_id, site_id)
     try:

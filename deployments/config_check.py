@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 
-from blocks.embedders import Embedders
 from blocks.mongo import MongoSource
 from blocks.wordllama import LocalEmbedder
 from deployments.embedded import find_mongod
@@ -87,7 +86,7 @@ def _describe_store(blocks: PipelineBlocks) -> str:
     try:
         version = vectors.check()
         if blocks.embedder is not None:
-            Embedders(blocks.embedder, blocks.local, blocks.gemini).of(vectors)
+            blocks.embedders.of(vectors)
         return f"MongoDB {version}, {vectors.full_name}"
     finally:
         vectors.close()

@@ -82,7 +82,6 @@ def explain(
 
 def _find(asked: str, generation: str | None) -> tuple[Explanation, str | None]:
     """Return what is known of an id, and the address under which the Prefect UI shows runs, where one is known."""
-    from blocks.embedders import Embedders
     from deployments.local_services import running_services
     from deployments.register_blocks import make_blocks
     from deployments.settings import load_settings
@@ -96,7 +95,7 @@ def _find(asked: str, generation: str | None) -> tuple[Explanation, str | None]:
                 asked,
                 source=blocks.source,
                 vectors=blocks.vectors,
-                embedders=Embedders(blocks.embedder, blocks.local, blocks.gemini),
+                embedders=blocks.embedders,
                 now=datetime.now(UTC),
                 generation=generation,
             )

@@ -267,7 +267,6 @@ class _Reading:
 @contextmanager
 def _reading() -> Iterator[_Reading]:
     """Yield the store and the embedders that the settings describe; no Prefect server is needed."""
-    from blocks.embedders import Embedders
     from deployments.local_services import running_services
     from deployments.register_blocks import make_blocks
     from deployments.settings import load_settings
@@ -276,7 +275,7 @@ def _reading() -> Iterator[_Reading]:
     with running_services(settings, prefect=False) as running:
         blocks = make_blocks(settings, embedded_uri=running.mongo_uri)
         try:
-            yield _Reading(blocks.vectors, Embedders(blocks.embedder, blocks.local, blocks.gemini))
+            yield _Reading(blocks.vectors, blocks.embedders)
         finally:
             blocks.vectors.close()
 

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from blocks.audit import audit
 from blocks.backups import BackupStore
+from blocks.embedders import Embedders
 from blocks.gemini import GeminiEmbedder
 from blocks.mongo import MongoSource
 from blocks.monitor import Monitor
@@ -47,6 +48,11 @@ class PipelineBlocks:
     def embedder(self) -> PipelineEmbedder | None:
         """Return the embedder that fills the store, or None where it is Gemini and there is no key."""
         return self.gemini if self.vectors.embedder == "gemini" else self.local
+
+    @property
+    def embedders(self) -> Embedders:
+        """Return all embedders that are configured; each generation is asked in its own model."""
+        return Embedders(self.embedder, self.local, self.gemini)
 
     def by_name(self) -> dict[str, Block]:
         """Return the blocks by the names under which flows load them."""

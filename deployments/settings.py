@@ -545,6 +545,11 @@ class Settings(BaseSettings):
         return _absolute(self.cryptique_home)
 
     @property
+    def takes_tokens(self) -> bool:
+        """Return whether any token of the application can be good: then there is retrieval over HTTP."""
+        return bool(self.jwt_secrets) or self.cryptique_jwt_public_keys is not None
+
+    @property
     def jwt_secrets(self) -> list[str]:
         """Return the secrets of tokens; the first signs ours."""
         return _split(self.cryptique_jwt_secret.get_secret_value()) if self.cryptique_jwt_secret is not None else []

@@ -20,7 +20,7 @@ from blocks.embedders import Embedders
 from blocks.meters import METER
 from blocks.vector_store import VectorStore
 from tasks.domain.errors import PipelineError, QuotaSpentError, TransientError
-from tasks.domain.retrieval.engine import Engine, Ranked
+from tasks.domain.retrieval.engine import SCORE_DIGITS, Engine, Ranked
 from tasks.domain.retrieval.filters import Filter
 from tasks.domain.retrieval.ranking import rank
 from tasks.domain.retrieval.tenants import Tenant
@@ -28,12 +28,8 @@ from tasks.domain.retrieval.understanding import Reading, Understood, Vocabulary
 from tasks.domain.rows import read_vector
 from tasks.domain.vectors import Embedder, Matrix
 
-#: A score is float32: more digits say nothing, and would rank equal texts by chance.
-_SCORE_DIGITS = 6
 #: The score below zero, so that the best sorts first; the document id, which decides ties; the row's ``_id``.
 _Ranked = tuple[float, str, Any]
-
-
 #: A question is asked again, by a chat that refines it and by people who reload: its vector is kept.
 _KEPT_QUESTIONS = 2_000
 _VOCABULARY_KEPT_S = 60.0
@@ -113,10 +109,6 @@ class Retriever:
         self._asked: OrderedDict[tuple[str, int, str], Matrix] = OrderedDict()
         self._vocabularies: dict[tuple[str, Tenant], tuple[float, Vocabulary]] = {}
         self._stores: dict[str, tuple[VectorStore, Embedder]] = {}
-
-    def understand(self, question: str, tenant: Tenant) -> Understood:
-        """Return what the question asks for, in the words that the tenant's documents know."""
-        return understand(question, self._vocabulary(self._engines.live(), tenant), now=self._clock())
 
     def retrieve(
         self,
@@ -249,7 +241,7 @@ def _similarity(row: Mapping[str, Any], asked: Matrix | None) -> float:
     """Return the score; a half where nothing could be compared."""
     if asked is None:
         return 0.5
-    return round((1.0 + float(read_vector(row["embedding"]) @ asked)) / 2, _SCORE_DIGITS)
+    return round((1.0 + float(read_vector(row["embedding"]) @ asked)) / 2, SCORE_DIGITS)
 
 
 def _hit(row: Mapping[str, Any], score: float, others: Sequence[Ranked]) -> Hit:
@@ -322,7 +314,7 @@ def _search(
     for batch in vectors.read_vectors(criteria):
         matrix: Matrix = np.stack([read_vector(row["embedding"]) for row in batch])
         # Rounded before ranking: equal texts tie exactly, in whatever batch they come.
-        scores = np.round(asked @ matrix.T, _SCORE_DIGITS)
+        scores = np.round(asked @ matrix.T, SCORE_DIGITS)
         for question, row in enumerate(scores):
             keep = min(len(row), limit)
             worst = np.partition(row, len(row) - keep)[len(row) - keep]
@@ -338,15 +330,7 @@ def _search(
 
 def _hits(found: list[_Ranked], documents: dict[Any, dict[str, Any]]) -> list[Hit]:
     return [
-        Hit(
-            document_id=document["documentId"],
-            source_type=document["sourceType"],
-            source_id=str(document["sourceId"]),
-            score=round(-negative_score, _SCORE_DIGITS),
-            content=document["content"],
-            metadata=document["metadata"],
-            lineage=document["lineage"],
-        )
+        _hit(document, round(-negative_score, SCORE_DIGITS), ())
         for negative_score, _, row_id in found
         if (document := documents.get(row_id)) is not None
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +13,62 @@ from bson.binary import Binary, BinaryVectorDtype
 from fastapi.testclient import TestClient
 from pymongo.database import Database
 
-from blocks.wordllama import LocalEmbedder
+from benchmarks.evaluation import stored
+from blocks.wordllama import MAX_TEXTS_PER_REQUEST, LocalEmbedder
 from deployments.http.app import make_app
 from deployments.http.parts import HttpParts
 from deployments.http.serving import make_parts
 from deployments.http.tokens import make_token
 from deployments.register_blocks import make_blocks
 from deployments.settings import Settings
-from tests.builders import OTHER_TEAM_ID, SITE_ID, TEAM_ID
+from tasks.domain.batches import batched
+from tasks.domain.transaction_documents import describe_transaction
+from tasks.domain.transactions import parse_transaction
+from tests.builders import NOW_MS, OTHER_TEAM_ID, SITE_ID, TEAM_ID, make_call, make_owners, make_record
 
 Row = dict[str, Any]
+ADMIN_TOKEN = "a-token-of-the-test-0123456789"
 SECRET = "a-secret-of-the-tests-0123456789-abcdef"
+
+
+def hash_of(number: int) -> str:
+    """Return the hash of a transaction by its number."""
+    return f"0x{number:064x}"
+
+
+def rows_of(records: Iterable[Row]) -> list[Row]:
+    """Return transactions of ``builders.make_owners()`` as they are stored, without vectors."""
+    owners = make_owners()
+    return list(stored(describe_transaction(parse_transaction(record, owners, now_ms=NOW_MS)) for record in records))
+
+
+def transfers(count: int) -> list[Row]:
+    """Return so many transfers of the first team, numbered from 1, of ten USDT times the number."""
+    return [
+        make_record(_id=ObjectId(f"{number:024x}"), tx_hash=hash_of(number), value_eth=str(number * 10))
+        for number in range(1, count + 1)
+    ]
+
+
+def swaps(count: int) -> list[Row]:
+    """Return so many swaps of the second team, numbered from 101; every other one failed."""
+    return [
+        make_call(
+            "swapExactTokensForETH",
+            "0x18cbafe5",
+            _id=ObjectId(f"{number:024x}"),
+            tx_hash=hash_of(number),
+            status="Failed" if number % 2 else "Success",
+        )
+        for number in range(101, 101 + count)
+    ]
 
 
 def embedded(rows: Sequence[Row]) -> list[Row]:
     """Return rows with the vectors of their texts."""
     embedder = LocalEmbedder()
     found = []
-    for start in range(0, len(rows), 500):
-        some = rows[start : start + 500]
+    for some in batched(rows, MAX_TEXTS_PER_REQUEST):
         vectors = embedder.embed_documents([row["content"] for row in some])
         found += [
             {
@@ -65,7 +102,7 @@ class RagService:
 
 
 def make_settings(uri: str, database: str, home: Path, **chosen: Any) -> Settings:
-    """Return settings of a service of its own."""
+    """Return settings of a service of its own, which takes no tokens of the application."""
     return Settings(
         _env_file=None,
         **{
@@ -78,8 +115,8 @@ def make_settings(uri: str, database: str, home: Path, **chosen: Any) -> Setting
             "slack_webhook_url": None,
             "prefect_api_url": None,
             "cryptique_home": home,
-            "cryptique_admin_token": "a-token-of-the-test-0123456789",
-            "cryptique_jwt_secret": SECRET,
+            "cryptique_admin_token": ADMIN_TOKEN,
+            "cryptique_http_rate_limit": 100_000,
             "cryptique_api_rate_limit": 100_000,
             **chosen,
         },
@@ -91,7 +128,7 @@ def running_rag(
     uri: str, database: Database[Row], home: Path, rows: Sequence[Row], **chosen: Any
 ) -> Iterator[RagService]:
     """Run the service over these rows, which get their vectors here."""
-    settings = make_settings(uri, database.name, home, **chosen)
+    settings = make_settings(uri, database.name, home, **{"cryptique_jwt_secret": SECRET, **chosen})
     blocks = make_blocks(settings)
     blocks.vectors.require_model(LocalEmbedder().facts, replace=False, write=True)
     if rows:

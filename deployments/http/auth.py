@@ -15,7 +15,7 @@ from fastapi import Request
 from pydantic import SecretStr
 
 from blocks.rate_book import RateBook
-from deployments.http.problems import ProblemError
+from deployments.http.problems import ProblemError, too_many
 
 USER = "admin"
 FAILED_LOGINS_PER_HOUR = 10
@@ -37,9 +37,8 @@ def make_admin_check(token: SecretStr | None, rates: RateBook) -> Callable[[Requ
         who = f"login:{client}"
         standing = rates.check(who, limit=FAILED_LOGINS_PER_HOUR, window_s=_HOUR_S)
         if not standing.allowed:
-            after = str(standing.retry_after_s)
             _note(request, "auth_blocked")
-            raise ProblemError(429, f"too many failed logins: try again in {after} s", headers={"Retry-After": after})
+            raise too_many("too many failed logins", standing.retry_after_s)
         header = request.headers.get("authorization")
         if header is None:
             raise ProblemError(401, "log in as admin, with CRYPTIQUE_ADMIN_TOKEN as the password", headers=_ASK)

@@ -17,11 +17,10 @@ from pydantic import Field
 from starlette.responses import JSONResponse
 
 from blocks.gemini_chat import GeminiChat
-from deployments.http.rag import Asked, Query, Rag, SiteId, both_levels, result_of, source_of
+from deployments.http.rag import Asked, Query, Rag, SiteId, both_levels, result_of, source_of, understood_of
 from deployments.http.tokens import Caller
 from tasks.domain.errors import PipelineError
 from tasks.domain.retrieval.grounding import NOT_KNOWN, cited_in, extract_answer, find_fault, make_prompt
-from tasks.retrieve import explain
 
 #: What the contract calls a model where none wrote.
 EXTRACTIVE = "extractive"
@@ -101,12 +100,7 @@ def make_routes(rag: Rag, who_asks: Callable[[Request], Any]) -> APIRouter:
                 "note": written.note,
             },
             "citations": [{"number": number, **result_of(found.hits[number - 1])} for number in cited],
-            "understood": {
-                "conditions": explain(found.understood.readings),
-                "wanted": found.understood.wanted,
-                "fitting": found.fitting,
-                "notes": list(found.notes),
-            },
+            "understood": understood_of(found),
         }
         if written.text:
             return both_levels(data)

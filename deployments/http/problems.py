@@ -19,6 +19,12 @@ class ProblemError(Exception):
         self.status, self.detail, self.headers, self.more = status, detail, headers or {}, more
 
 
+def too_many(detail: str, retry_after_s: int) -> ProblemError:
+    """Return the refusal of who asks too often, with when to come again."""
+    after = str(retry_after_s)
+    return ProblemError(429, f"{detail}: try again in {after} s", headers={"Retry-After": after})
+
+
 def problem_response(
     status: int, detail: str, *, path: str, request_id: str, headers: dict[str, str] | None = None, **more: Any
 ) -> JSONResponse:

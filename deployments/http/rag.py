@@ -17,13 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from blocks.meters import METER
 from blocks.rate_book import RateBook
 from deployments.http.parts import HttpParts
-from deployments.http.problems import ProblemError
+from deployments.http.problems import too_many
 from deployments.http.sites import TeamSites
 from deployments.http.tokens import Caller
 from tasks.domain.retrieval.tenants import Tenant
+from tasks.domain.retrieval.understanding import LONGEST_QUESTION
 from tasks.retrieve import Hit, Retrieval, explain
 
-MAX_QUERY_CHARS = 2_000
 _WINDOW_S = 60
 
 
@@ -33,7 +33,7 @@ def _clean(text: str) -> str:
     return text.strip()
 
 
-Query = Annotated[str, Field(max_length=MAX_QUERY_CHARS), AfterValidator(_clean)]
+Query = Annotated[str, Field(max_length=LONGEST_QUESTION), AfterValidator(_clean)]
 SiteId = Annotated[str, Field(max_length=200), AfterValidator(_clean)]
 
 
@@ -80,12 +80,17 @@ def retrieved(found: Retrieval, *, query: str, site_id: str) -> dict[str, Any]:
             "maxScore": max(scores, default=0.0),
         },
         "results": [result_of(hit) for hit in found.hits],
-        "understood": {
-            "conditions": explain(found.understood.readings),
-            "wanted": found.understood.wanted,
-            "fitting": found.fitting,
-            "notes": list(found.notes),
-        },
+        "understood": understood_of(found),
+    }
+
+
+def understood_of(found: Retrieval) -> dict[str, Any]:
+    """Return how a question was read, and what could not be done as it should."""
+    return {
+        "conditions": explain(found.understood.readings),
+        "wanted": found.understood.wanted,
+        "fitting": found.fitting,
+        "notes": list(found.notes),
     }
 
 
@@ -136,8 +141,7 @@ class Rag:
             wait = float(allowance.retry_after_s)
             # Who is refused is refused here for a second, without a look into the file.
             self._refused[caller.team_id] = now + min(1.0, wait)
-        after = str(max(1, round(wait)))
-        raise ProblemError(429, f"this team asks too often: try again in {after} s", headers={"Retry-After": after})
+        raise too_many("this team asks too often", max(1, round(wait)))
 
     def retrieve(self, query: str, tenant: Tenant, *, limit: int, min_score: float) -> Retrieval:
         """Return what is found within the time that a request has."""

@@ -11,14 +11,12 @@ from fastapi import FastAPI
 from prefect.logging.configuration import ensure_logging_setup
 from prefect.settings import PREFECT_API_AUTH_STRING
 
-from blocks.embedders import Embedders
 from blocks.gemini_chat import GeminiChat
 from blocks.meters import write_measures
 from blocks.prefect_server import PrefectServer
 from blocks.search_indexes import SearchIndexes
 from deployments.http.app import make_app
 from deployments.http.parts import HttpParts, within
-from deployments.http.tokens import TokenReader
 from deployments.register_blocks import PipelineBlocks, make_blocks
 from deployments.settings import Settings, load_settings
 from deployments.watch import Watch
@@ -49,7 +47,7 @@ def serve_by(settings: Settings) -> FastAPI:
         writer.start()
         if watch is not None:
             watch.start()
-        if TokenReader(settings).is_open:
+        if settings.takes_tokens:
             parts.indexes.start()
         try:
             yield
@@ -65,7 +63,7 @@ def serve_by(settings: Settings) -> FastAPI:
 
 def make_parts(settings: Settings, blocks: PipelineBlocks) -> HttpParts:
     """Return what requests are answered with. No other system is asked yet."""
-    embedders = Embedders(blocks.embedder, blocks.local, blocks.gemini)
+    embedders = blocks.embedders
     indexes = SearchIndexes(blocks.vectors, embedders, settings.home)
     return HttpParts(
         settings=settings,

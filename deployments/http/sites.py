@@ -35,10 +35,6 @@ class TeamSites:
             raise ProblemError(404, "this team has no such site")
         return site
 
-    def of_team(self, team_id: str) -> list[Site]:
-        """Return a team's websites by their ids."""
-        return [site for _, site in sorted(self._known().items()) if site.team_id == team_id]
-
     def _known(self) -> Mapping[str, Site]:
         # One thread reads, and the others wait for it: a thousand would ask the same.
         with self._lock:

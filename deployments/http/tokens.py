@@ -20,7 +20,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from blocks.rate_book import RateBook
-from deployments.http.problems import ProblemError
+from deployments.http.problems import ProblemError, too_many
 from deployments.settings import Settings
 
 #: Roles of the application (``teams.user.role``) that may add documents.
@@ -167,10 +167,7 @@ def make_caller_check(reader: TokenReader, rates: RateBook) -> Callable[[Request
                 extra={"event": "token_refused", "client": client, "request_id": request.state.request_id},
             )
             if not allowed.allowed:
-                after = str(allowed.retry_after_s)
-                raise ProblemError(
-                    429, f"too many bad tokens: try again in {after} s", headers={"Retry-After": after}
-                ) from None
+                raise too_many("too many bad tokens", allowed.retry_after_s) from None
             raise ProblemError(401, str(error), headers=_ASK) from None
 
     return who_asks

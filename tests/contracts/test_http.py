@@ -27,13 +27,13 @@ from deployments.http.guard import HEADERS, MAX_BODY_BYTES, client_of, read_netw
 from deployments.http.parts import HttpParts
 from deployments.http.serving import make_parts
 from deployments.register_blocks import make_blocks
-from deployments.settings import Settings
 from tasks.domain.alerts import ALERT_NAMES, Alert
 from tasks.domain.meters import Meter
 from tasks.domain.probes import Reading
 from tests.loopback.relay import Relay
+from tests.rag import ADMIN_TOKEN as TOKEN
+from tests.rag import make_settings
 
-TOKEN = "a-token-of-the-test-0123456789"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 Row = dict[str, Any]
 
@@ -46,23 +46,7 @@ class Service:
     """The application in this process, and a client of it."""
 
     def __init__(self, uri: str, database: str, home: Path, **chosen: Any) -> None:
-        settings = Settings(
-            _env_file=None,
-            **{
-                "cryptique_source_uri": uri,
-                "cryptique_source_database": database,
-                "cryptique_vectors_uri": None,
-                "cryptique_vectors_database": database,
-                "cryptique_embedder": "local",
-                "gemini_api_key": None,
-                "slack_webhook_url": None,
-                "prefect_api_url": None,
-                "cryptique_home": home,
-                "cryptique_admin_token": TOKEN,
-                "cryptique_http_rate_limit": 100_000,
-                **chosen,
-            },
-        )
+        settings = make_settings(uri, database, home, **chosen)
         self.parts: HttpParts = make_parts(settings, make_blocks(settings))
         self.app = make_app(self.parts)
         self.client = TestClient(self.app, raise_server_exceptions=False, client=("192.0.2.7", 5))

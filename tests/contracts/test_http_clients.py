@@ -16,15 +16,11 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from bson import ObjectId
 from pymongo import MongoClient
 
-from benchmarks.evaluation import stored
 from deployments.client import RagClient, RagError
-from tasks.domain.transaction_documents import describe_transaction
-from tasks.domain.transactions import parse_transaction
-from tests.builders import NOW_MS, SITE_ID, make_owners, make_record
-from tests.rag import RagService, Row, put_owners, running_rag
+from tests.builders import SITE_ID
+from tests.rag import RagService, Row, put_owners, rows_of, running_rag, transfers
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "retrieval.mjs"
 
@@ -35,14 +31,11 @@ def served(
 ) -> Iterator[tuple[str, RagService]]:
     database = mongo_client["test_http_clients"]
     put_owners(database)
-    owners = make_owners()
-    records = [
-        make_record(_id=ObjectId(f"{number:024x}"), tx_hash=f"0x{number:064x}", value_eth=str(number * 10))
-        for number in range(1, 6)
-    ]
-    rows = list(stored(describe_transaction(parse_transaction(record, owners, now_ms=NOW_MS)) for record in records))
     try:
-        with running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), rows) as service, socket.socket() as port:
+        with (
+            running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), rows_of(transfers(5))) as service,
+            socket.socket() as port,
+        ):
             port.bind(("127.0.0.1", 0))
             app: Any = service.client.app
             server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", proxy_headers=False))

@@ -7,27 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bson import ObjectId
 from pymongo import MongoClient
 
-from benchmarks.evaluation import stored
-from tasks.domain.transaction_documents import describe_transaction
-from tasks.domain.transactions import parse_transaction
-from tests.builders import NOW_MS, OTHER_TEAM_ID, SITE_ID, make_owners, make_record
+from tests.builders import OTHER_TEAM_ID, SITE_ID
 from tests.loopback.gemini import LoopbackGemini
-from tests.rag import RagService, Row, put_owners, running_rag
+from tests.rag import RagService, Row, put_owners, rows_of, running_rag, transfers
 
 GENERATE = "/api/rag/generate"
 KEY = "loopback-key"
-
-
-def rows() -> list[Row]:
-    records = [
-        make_record(_id=ObjectId(f"{number:024x}"), tx_hash=f"0x{number:064x}", value_eth=str(number * 10))
-        for number in range(1, 8)
-    ]
-    owners = make_owners()
-    return list(stored(describe_transaction(parse_transaction(record, owners, now_ms=NOW_MS)) for record in records))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +36,9 @@ def service(
         "cryptique_gemini_chat_seconds": 5,
     }
     try:
-        with running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), rows(), **chosen) as running:
+        with running_rag(
+            mongo_uri, database, tmp_path_factory.mktemp("rag"), rows_of(transfers(7)), **chosen
+        ) as running:
             yield running
     finally:
         mongo_client.drop_database("test_http_generate")

@@ -7,18 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bson import ObjectId
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from benchmarks.evaluation import stored
-from tasks.domain.transaction_documents import describe_transaction
-from tasks.domain.transactions import parse_transaction
-from tests.builders import NOW_MS, OTHER_TEAM_ID, SITE_ID, TEAM_ID, make_call, make_owners, make_record
-from tests.rag import RagService, Row, put_owners, running_rag
+from tests.builders import OTHER_TEAM_ID, SITE_ID, TEAM_ID
+from tests.rag import RagService, Row, hash_of, put_owners, rows_of, running_rag, swaps, transfers
 
-THEIR_HASHES = [f"0x{number:064x}" for number in range(101, 109)]
+THEIR_HASHES = [hash_of(number) for number in range(101, 109)]
 PATHS = st.sampled_from(["/api/rag/retrieve", "/api/rag/generate"])
 
 
@@ -28,16 +24,7 @@ def service(
 ) -> Iterator[RagService]:
     database = mongo_client["test_http_isolation"]
     put_owners(database)
-    records = [
-        make_record(_id=ObjectId(f"{number:024x}"), tx_hash=f"0x{number:064x}", value_eth=str(number * 10))
-        for number in range(1, 9)
-    ]
-    records += [
-        make_call("swapExactTokensForETH", "0x18cbafe5", _id=ObjectId(f"{number:024x}"), tx_hash=f"0x{number:064x}")
-        for number in range(101, 109)
-    ]
-    owners = make_owners()
-    rows = list(stored(describe_transaction(parse_transaction(record, owners, now_ms=NOW_MS)) for record in records))
+    rows = rows_of([*transfers(8), *swaps(8)])
     assert {str(row["teamId"]) for row in rows} == {str(TEAM_ID), str(OTHER_TEAM_ID)}
     try:
         with running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), rows) as running:

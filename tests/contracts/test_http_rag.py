@@ -10,52 +10,20 @@ from typing import Any
 
 import jwt
 import pytest
-from bson import ObjectId
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pymongo import MongoClient
 
-from benchmarks.evaluation import stored
-from tasks.domain.transaction_documents import describe_transaction
-from tasks.domain.transactions import parse_transaction
 from tests.builders import (
-    NOW_MS,
     OTHER_TEAM_ID,
     SHARED_ID,
     SHARED_OID,
     SITE_ID,
     TEAM_ID,
-    make_call,
-    make_owners,
-    make_record,
 )
-from tests.rag import SECRET, RagService, Row, put_owners, running_rag
+from tests.rag import SECRET, RagService, Row, hash_of, put_owners, rows_of, running_rag, swaps, transfers
 
 RETRIEVE = "/api/rag/retrieve"
-
-
-def hash_of(number: int) -> str:
-    return f"0x{number:064x}"
-
-
-def rows_of_two_teams() -> list[Row]:
-    """The first team moves USDT, the second calls a router; each has what the other asks for."""
-    records = [
-        make_record(_id=ObjectId(f"{number:024x}"), tx_hash=hash_of(number), value_eth=str(number * 10))
-        for number in range(1, 21)
-    ]
-    records += [
-        make_call(
-            "swapExactTokensForETH",
-            "0x18cbafe5",
-            _id=ObjectId(f"{number:024x}"),
-            tx_hash=hash_of(number),
-            status="Failed" if number % 2 else "Success",
-        )
-        for number in range(101, 121)
-    ]
-    owners = make_owners()
-    return list(stored(describe_transaction(parse_transaction(record, owners, now_ms=NOW_MS)) for record in records))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +33,9 @@ def service(
     database = mongo_client["test_http_rag"]
     put_owners(database)
     try:
-        with running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), rows_of_two_teams()) as running:
+        with running_rag(
+            mongo_uri, database, tmp_path_factory.mktemp("rag"), rows_of([*transfers(20), *swaps(20)])
+        ) as running:
             yield running
     finally:
         mongo_client.drop_database("test_http_rag")

@@ -127,7 +127,7 @@ class Store:
     def plain(self) -> MemoryEngine:
         """Return an engine over all that is active, read from the store at once."""
         rows = list(self.collection.find({"status": "active"}))
-        return MemoryEngine(
+        return MemoryEngine.of(
             [make_entry(row) for row in rows], np.stack([read_vector(row["embedding"]) for row in rows])
         )
 

@@ -152,7 +152,7 @@ def make_world(folder: Path, draw: random.Random, count: int = 400) -> World:
     identifiers = [str(row[name]) for row in rows for name in ("_id", "documentId", "sourceId")]
     identifiers += [str(row["metadata"]["facts"][name]) for row in rows for name in ("txHash", "from", "tokenSymbol")]
     view = IndexView("first", (files, dead, parts[1]))
-    engines = (MemoryEngine(entries, vectors), view)
+    engines = (MemoryEngine.of(entries, vectors), view)
     return World({row["documentId"]: row for row in rows}, engines, tuple(identifiers))
 
 
@@ -243,7 +243,7 @@ def test_another_teams_documents_change_no_score(tmp_path: Path) -> None:
     mine = [row for row in world.rows.values() if row["teamId"] == TEAMS[1]]
     vectors = {row["documentId"]: place for place, row in enumerate(world.rows.values())}
     everything = world.engines[0].vectors  # type: ignore[attr-defined]
-    alone = MemoryEngine(
+    alone = MemoryEngine.of(
         [make_entry(row) for row in mine], np.stack([everything[vectors[row["documentId"]]] for row in mine])
     )
     asked, words = everything[0], dict.fromkeys(["swap", "router", "secret1", "secret2"], 1.0)

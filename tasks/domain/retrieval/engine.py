@@ -9,6 +9,9 @@ from tasks.domain.retrieval.filters import Filter
 from tasks.domain.retrieval.tenants import Tenant
 from tasks.domain.vectors import Matrix
 
+#: A score is float32: more digits say nothing, and would rank equal texts by chance.
+SCORE_DIGITS = 6
+
 
 class Ranked(NamedTuple):
     """A document by its place in a ranking. ``fold`` is the same for documents that say the same once more."""
@@ -36,6 +39,10 @@ class Engine(Protocol[Chosen]):
 
     def choose(self, tenant: Tenant, where: Filter) -> Chosen:
         """Return the documents that the tenant may see and that fit; its length says how many."""
+        ...
+
+    def narrow(self, chosen: Chosen, where: Filter) -> Chosen:
+        """Return those of the chosen documents that fit as well."""
         ...
 
     def nearest(self, chosen: Chosen, asked: Matrix, limit: int) -> list[Ranked]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
@@ -63,14 +63,6 @@ class Filter:
     def __and__(self, other: Filter) -> Filter:
         """Return what both ask for."""
         return Filter((*self.any_of, *other.any_of), (*self.between, *other.between))
-
-    def without(self, *fields: str) -> Filter:
-        """Return the filter without the conditions on these fields."""
-        return replace(
-            self,
-            any_of=tuple(one for one in self.any_of if one.field not in fields),
-            between=tuple(one for one in self.between if one.field not in fields),
-        )
 
     def holds(self, terms: frozenset[str], numbers: Mapping[NumberField, float]) -> bool:
         """Return whether a document with these terms and numbers fits: the definition that every index answers to."""

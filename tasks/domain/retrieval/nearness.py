@@ -78,7 +78,8 @@ def find_nearest(parts: Sequence[Part], asked: Matrix, limit: int) -> list[tuple
     if total * dimensions <= _EXACT_UP_TO:
         return [_cosines(part, part.positions, asked) for part in parts]
     planes, weights = _take_apart(asked)
-    differing = [_differing(part.taken(part.codes.signs), planes[:1])[0] for part in parts]
+    signs = [part.taken(part.codes.signs) for part in parts]
+    differing = [_differing(each, planes[:1])[0] for each in signs]
     counts = sum((np.bincount(each, minlength=dimensions + 1) for each in differing), np.zeros(dimensions + 1, int))
     reached = np.cumsum(counts)
     first = int(np.searchsorted(reached, min(total, max(_FIRST_LOOK, 2 * limit))))
@@ -91,11 +92,12 @@ def find_nearest(parts: Sequence[Part], asked: Matrix, limit: int) -> list[tuple
         return found
     if int(reached[min(most, dimensions)]) <= _LAST_LOOK:
         return [_within(part, each <= most, asked) for part, each in zip(parts, differing, strict=True)]
-    return _by_both_bits(parts, differing, planes, weights, asked, limit)
+    return _by_both_bits(parts, signs, differing, planes, weights, asked, limit)
 
 
 def _by_both_bits(
     parts: Sequence[Part],
+    signs: Sequence[Signs],
     differing: Sequence[_Counts],
     planes: Signs,
     weights: NDArray[np.float32],
@@ -104,8 +106,8 @@ def _by_both_bits(
 ) -> list[tuple[Positions, Scores]]:
     dimensions = len(asked)
     rough = []
-    for part, each in zip(parts, differing, strict=True):
-        more = _differing(part.taken(part.codes.signs), planes[1:_FIRST_PLANES])
+    for taken, each in zip(signs, differing, strict=True):
+        more = _differing(taken, planes[1:_FIRST_PLANES])
         score = each * np.float32(-2 * weights[0])
         for plane, counts in zip(range(1, _FIRST_PLANES), more, strict=True):
             score += counts * np.float32(-2 * weights[plane])
@@ -119,13 +121,13 @@ def _by_both_bits(
     else:
         from_here = every.min()
     kept, fine = [], []
-    for part, score in zip(parts, rough, strict=True):
+    for part, taken, score in zip(parts, signs, rough, strict=True):
         chosen = np.flatnonzero(score >= from_here)
         here = chosen if part.positions is None else part.positions[chosen]
         scales = part.codes.scales[here]
         estimate = np.zeros(len(here), dtype=np.float32)
-        for bit, array in enumerate((part.codes.signs, part.codes.finer)):
-            products = _differing(np.ascontiguousarray(array[here]), planes)
+        for bit, codes in enumerate((taken[chosen], part.codes.finer[here])):
+            products = _differing(codes, planes)
             along = (weights[:, None] * (dimensions - 2 * products)).sum(axis=0, dtype=np.float32)
             estimate += scales[:, bit] * along
         kept.append(here)

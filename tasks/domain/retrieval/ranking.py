@@ -38,8 +38,7 @@ def rank(
 
     Without ``asked``, the question's vector, words alone decide. Errors are the engine's.
     """
-    conditions = understood.where & where
-    chosen = engine.choose(tenant, conditions)
+    chosen = engine.choose(tenant, understood.where & where)
     if not len(chosen):
         return Ranking([], 0)
     words = dict.fromkeys(understood.words, 1.0)
@@ -55,7 +54,7 @@ def rank(
     preferred = [
         (nearest(some), _PREFERRED_WEIGHT)
         for one in (*understood.preferred, *_wanted_figures(understood))
-        if len(some := engine.choose(tenant, conditions & Filter((one,))))
+        if len(some := engine.narrow(chosen, Filter((one,))))
     ]
     # Where nothing is left to search for, the conditions alone decide.
     return Ranking(fold(fuse(rankings, preferred) or engine.first(chosen, DEPTH)), len(chosen))

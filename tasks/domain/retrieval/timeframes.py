@@ -1,8 +1,7 @@
 """Time frames: when a question is about, from its words; half-open windows in UTC.
 
-Words of the application (24h, 7d, 30d, 1y, today, yesterday, week, month, quarter, all) mean what they mean there:
-``week`` the last 7 days, ``month`` the last 30, ``quarter`` the last 90. ``this`` and ``last`` before them mean the
-calendar. A week of a month is the n-th that begins in it; seasons are those of the north, by whole months.
+A month of a trailing window has 30 days and a quarter 90, as in the application (``30d``). ``this`` and ``last`` before
+them mean the calendar. A week of a month is the n-th that begins in it; seasons are the north's, by whole months.
 """
 
 from __future__ import annotations
@@ -46,8 +45,6 @@ _NUMBERS = {
 }
 _SEASONS = {"spring": 3, "summer": 6, "autumn": 9, "fall": 9, "winter": 12}
 _FIRST_YEAR, _LAST_YEAR = 2009, 2099
-#: The application's words for a window that ends now, in days.
-TIMEFRAMES = {"24h": 1, "7d": 7, "30d": 30, "90d": 90, "1y": 365, "week": 7, "month": 30, "quarter": 90}
 
 _MONTH = r"(?P<month>" + "|".join(sorted(_MONTHS, key=len, reverse=True)) + r")\.?"
 _YEAR = r"(?P<year>20\d\d)"
@@ -133,26 +130,11 @@ def find_time_frames(text: str, *, now: datetime) -> list[TimeFrame]:
 
     A month without a year is in the year that another one names, or else the last such month that has begun.
     """
-    found = list(_join(text, list(_points(text, now)), now))
+    found = list(_join(text, list(_points(text, now))))
     clock = _CLOCK.search(text)
     if clock is not None and len(found) == 1 and found[0].label is not None and found[0].start is not None:
         found = [_at_clock(found[0], clock)]
     return found
-
-
-def read_time_frame(words: str, *, now: datetime) -> TimeFrame | None:
-    """Return the window of the application's word for it (``30d``, ``yesterday``, ``all``), or of other words.
-
-    None where they name no window, or several.
-    """
-    word = words.strip().lower()
-    span = (0, len(words))
-    if word in ("all", "all time", ""):
-        return TimeFrame(None, None, words, span, "all")
-    if word in TIMEFRAMES:
-        return TimeFrame(now - timedelta(days=TIMEFRAMES[word]), now, words, span)
-    found = find_time_frames(words, now=now)
-    return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +262,7 @@ def _window(kind: str, found: dict[str, str], now: datetime) -> _Span | None:
         return None  # the thirtieth of February
 
 
-def _join(text: str, points: list[_Point], now: datetime) -> Iterator[TimeFrame]:
+def _join(text: str, points: list[_Point]) -> Iterator[TimeFrame]:
     position = 0
     while position < len(points):
         first = points[position]

@@ -27,7 +27,7 @@ from tasks.domain.transaction_documents import is_unlabelled
 Wanted = Literal["rows", "figures"]
 
 ZERO_ADDRESS = "0x" + "0" * 40
-_LONGEST_QUESTION = 2_000
+LONGEST_QUESTION = 2_000
 
 _HASH = re.compile(r"\b0x[0-9a-f]{64}\b", re.IGNORECASE)
 _SHORTENED = re.compile(r"\b0x[0-9a-f]{6,39}(?:…|\.{2,3})(?:[0-9a-f]{2,8}\b)?", re.IGNORECASE)
@@ -232,9 +232,9 @@ class Understood:
 
 def understand(question: str, vocabulary: Vocabulary, *, now: datetime) -> Understood:
     """Return what a question asks for. Pure, and the same for the same question, vocabulary and moment."""
-    reader = _Reader(question[:_LONGEST_QUESTION], vocabulary, now)
+    reader = _Reader(question[:LONGEST_QUESTION], vocabulary, now)
     reader.read()
-    text = " ".join(reader.rest().split())
+    text = " ".join(reader.searched.split())
     return Understood(
         question=question,
         wanted="figures" if _FIGURES.search(question.strip()) else "rows",
@@ -281,10 +281,6 @@ class _Reader:
             self._tokens,
         ):
             step()
-
-    def rest(self) -> str:
-        """Return what is searched for."""
-        return self.searched
 
     def _take(self, span: tuple[int, int], meaning: str, *, search: bool = False) -> None:
         start, end = span
@@ -355,24 +351,23 @@ class _Reader:
             coin = _COINS.get(unit.lower(), unit if unit.lower() in self.vocabulary.tokens else None)
             if unit.lower() == "gas" or (gas is not None and coin is None):
                 self._limit(
-                    "gasUsed", 1.0, limits, match, gas.start() if gas else None, "gas", with_unit=unit.lower() == "gas"
+                    "gasUsed", limits, match, gas.start() if gas else None, "gas", with_unit=unit.lower() == "gas"
                 )
             elif call_data is not None and (size is not None or not unit):
                 # Call data is counted in bytes; two characters write one, after the two of 0x.
                 scale = size or 1.0
                 shift = 1.0 if scale == 0.5 else 0.0
                 moved = (low * scale - shift, high * scale - shift, above, below)
-                self._limit("callDataBytes", 1.0, moved, match, None, "bytes of call data", with_unit=True, search=True)
+                self._limit("callDataBytes", moved, match, None, "bytes of call data", with_unit=True, search=True)
             elif coin is not None:
                 self.any_of.append(AnyOf("token", (coin,)))
-                self._limit("amount", 1.0, limits, match, None, coin, with_unit=True)
+                self._limit("amount", limits, match, None, coin, with_unit=True)
             elif unit.lower() in ("tokens", "token", "coins", "units"):
-                self._limit("amount", 1.0, limits, match, None, "of any unit", with_unit=True, search=True)
+                self._limit("amount", limits, match, None, "of any unit", with_unit=True, search=True)
 
     def _limit(
         self,
         name: NumberField,
-        scale: float,
         limits: tuple[float, float, bool, bool],
         match: re.Match[str],
         start: int | None,
@@ -382,7 +377,7 @@ class _Reader:
         search: bool = False,
     ) -> None:
         low, high, above, below = limits
-        self.between.append(Between(name, low * scale, high * scale, above, below))
+        self.between.append(Between(name, low, high, above, below))
         end = match.end() if with_unit or not match.group("unit") else match.start("unit")
         self._take((match.start() if start is None else start, end), f"{_said(limits)} {unit}", search=search)
 
@@ -399,38 +394,37 @@ class _Reader:
             self.between.extend(where.between)
 
     def _chains(self) -> None:
-        named: list[tuple[re.Match[str] | None, tuple[int, int], Chain, bool]] = []
+        named: list[tuple[tuple[int, int], Chain, bool]] = []
         for pattern in (_CHAIN_WORDS, _BASE, _BASE_NAMED):
             for match in self._matches(pattern):
-                if any(span[0] < match.end() and match.start() < span[1] for _, span, _, _ in named):
+                if any(span[0] < match.end() and match.start() < span[1] for span, _, _ in named):
                     continue
                 base = pattern is not _CHAIN_WORDS
                 chain = find_chain("base" if base else match.group())
                 if chain is None or chain.chain_id is None:
                     continue
                 placed = pattern is _BASE or _ON.search(self.question[: match.start()]) is not None
-                named.append((match, match.span(), chain, placed))
+                named.append((match.span(), chain, placed))
         if not named:
             named.extend(self._mistyped_chains())
         # "the Polygon bridge on Ethereum" is on Ethereum.
-        placed_ones = [one for one in named if one[3]]
-        chosen = placed_ones or named
+        chosen = [one for one in named if one[2]] or named
         if not chosen:
             return
-        names = tuple(dict.fromkeys(chain.name for _, _, chain, _ in chosen))
+        names = tuple(dict.fromkeys(chain.name for _, chain, _ in chosen))
         self.any_of.append(AnyOf("chain", names))
-        for _, span, chain, placed in chosen:
+        for span, chain, placed in chosen:
             start = span[0]
             if placed and (before := _ON.search(self.question[: span[0]])) is not None:
                 start = before.start()
             self._take((start, span[1]), f"on {chain.name}")
 
-    def _mistyped_chains(self) -> Iterator[tuple[None, tuple[int, int], Chain, bool]]:
+    def _mistyped_chains(self) -> Iterator[tuple[tuple[int, int], Chain, bool]]:
         for match in re.finditer(r"[a-z]{6,10}", self.left.lower()):
             close = get_close_matches(match.group(), _CHAINS_AS_PEOPLE_MISTYPE, n=1, cutoff=0.85)
             chain = find_chain(close[0]) if close else None
             if chain is not None:
-                yield None, match.span(), chain, _ON.search(self.question[: match.start()]) is not None
+                yield match.span(), chain, _ON.search(self.question[: match.start()]) is not None
 
     def _statuses(self) -> None:
         match = _NOT_FAILED.search(self.left)
@@ -499,7 +493,7 @@ class _Reader:
         ]
         if len(compared) == 1 and not any(one.field == "amount" for one in self.between):
             match, limits = compared[0]
-            self._limit("amount", 1.0, limits, match, None, "of that token", with_unit=False)
+            self._limit("amount", limits, match, None, "of that token", with_unit=False)
 
     def _contracts(self) -> None:
         said = set(words_of(self.question))
@@ -524,7 +518,7 @@ def _bounds(found: Mapping[str, str]) -> tuple[float, float, bool, bool] | None:
     behind = found.get("behind", "").lower()
     if "high" in found:
         high = _figure(found["high"], found.get("high_times"))
-        if "between" not in found and not any(sign in found for sign in ("least",)):
+        if "between" not in found and "least" not in found:
             return None
         return min(low, high), max(low, high), False, False
     if any(word in behind for word in ("less", "below", "under", "lower", "fewer")):

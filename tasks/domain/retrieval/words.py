@@ -29,11 +29,7 @@ def words_of(text: str) -> list[str]:
 
 def _parted(text: str) -> str:
     return " ".join(
-        part.lower()
-        if "0x" in part[:3] or part.isupper() or part.islower()
-        else f"{split_words(part)} {part.lower()}"
-        if _is_joined(part)
-        else part.lower()
+        f"{split_words(part)} {part.lower()}" if _is_joined(part) and "0x" not in part[:3] else part.lower()
         for part in text.split()
     )
 
