@@ -125,7 +125,9 @@ class SearchIndexes:
         try:
             began = time.monotonic()
             index.open()
-            _LOGGER.info(
+            # Who asks one question sees its answer, and not what had to be opened for it.
+            _LOGGER.log(
+                logging.INFO if follow else logging.DEBUG,
                 "the search index of %s has %s documents and was opened in %.1f s",
                 store.generation_name,
                 f"{len(index.view):,}",
