@@ -185,6 +185,7 @@ def test_data_outlive_the_loss_of_the_port_to_a_stranger(home: Path) -> None:
         stranger.shutdown()
 
 
+@pytest.mark.long
 def test_a_second_user_shares_the_server_and_the_last_to_leave_stops_it(
     home: Path, start_user: Callable[[], subprocess.Popen[str]]
 ) -> None:

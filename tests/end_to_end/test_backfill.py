@@ -106,6 +106,7 @@ def test_what_can_not_be_meant_is_refused_before_any_work(pipeline: Pipeline, so
 # -- what is done to them ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_rebuilding_everything_embeds_what_did_not_change_and_leaves_the_same_documents(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:
@@ -187,6 +188,7 @@ def test_a_dry_run_tells_what_it_would_cost_and_changes_nothing(migrated: Pipeli
 # -- two at once, and one that is cut off ------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_same_backfill_twice_at_once_is_refused_and_another_one_is_not(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:

@@ -48,7 +48,14 @@ def backed_up(pipeline: Pipeline, bucket: S3Bucket, **parameters: Any) -> Any:
     return pipeline.run(backup, **parameters)
 
 
-@pytest.mark.parametrize("fault", ["cut up once", "cut once", (503, 5)], ids=["cut up", "cut down", "storm of 503"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("cut up once", id="cut up", marks=pytest.mark.long),
+        pytest.param("cut once", id="cut down"),
+        pytest.param((503, 5), id="storm of 503", marks=pytest.mark.long),
+    ],
+)
 def test_what_passes_ends_in_a_good_backup(filled: Pipeline, bucket: S3Bucket, fault: Any) -> None:
     with spoiled(bucket, fault, attempts=3) as (through, server):
         state = backed_up(filled, through, retries=1)

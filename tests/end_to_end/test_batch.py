@@ -242,6 +242,7 @@ def test_a_run_waits_for_jobs_that_take_their_time_and_its_record_says_so(
     ]
 
 
+@pytest.mark.long
 def test_a_shard_with_few_new_texts_goes_the_ordinary_way_at_once(
     loaded: Pipeline, service: Service, source_data: SourceData
 ) -> None:
@@ -476,6 +477,7 @@ def test_what_can_not_be_combined_with_batch_is_refused_in_words(
 # -- the one way and the other ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_begun_in_batch_and_finished_in_the_ordinary_way_each_text_is_paid_for_once(
     loaded: Pipeline, service: Service, ordinary: Ordinary
 ) -> None:

@@ -180,6 +180,7 @@ def test_a_wallet_that_a_website_comes_to_know_makes_its_transactions_conversion
     require_as_from_nothing(computed)
 
 
+@pytest.mark.long
 def test_a_contract_that_gets_another_team_takes_its_figures_along(computed: Pipeline) -> None:
     row = dated(computed)
     contract = computed.source["smartcontracts"].find_one({"contractId": row["contractId"]})
@@ -279,6 +280,7 @@ def test_a_period_is_told_as_over_once_it_is(computed: Pipeline) -> None:
     }
 
 
+@pytest.mark.long
 def test_days_on_other_clocks_are_kept_until_they_are_forgotten(computed: Pipeline) -> None:
     found = records(computed)
     report = compute(computed, time_zones=["America/St_Johns"])

@@ -8,6 +8,7 @@ from tests.end_to_end.pipeline import Pipeline, SourceData
 from tests.loopback.gemini import LoopbackGemini
 
 
+@pytest.mark.long
 def test_a_forecast_from_every_record_is_what_happens(pipeline: Pipeline, source_data: SourceData) -> None:
     pipeline.load(source_data, source_data.some(120))
     with LoopbackGemini() as server:

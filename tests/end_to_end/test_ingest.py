@@ -135,7 +135,7 @@ def test_without_a_position_the_whole_source_is_compared_once_and_then_followed(
     assert (second["caught_up"], second["removed"]) == (None, 1)
 
 
-@pytest.mark.parametrize("loss", ["an unknown token", "a dropped collection"])
+@pytest.mark.parametrize("loss", [pytest.param("an unknown token", marks=pytest.mark.long), "a dropped collection"])
 def test_lost_history_is_told_and_healed_by_comparing_everything(
     followed: Pipeline, source_data: SourceData, loss: str
 ) -> None:

@@ -177,6 +177,7 @@ def test_killed_between_two_renames_the_same_restore_goes_on(
     assert drop_kept(vectors) == report["kept"]
 
 
+@pytest.mark.long
 def test_a_half_made_swap_is_undone_without_losing_what_was_live(
     pipeline: Pipeline,
     made: str,

@@ -120,6 +120,7 @@ def test_a_second_run_reads_and_accounts_for_every_record_and_does_nothing_else(
     )
 
 
+@pytest.mark.long
 def test_a_refused_record_is_looked_at_again_and_its_neighbours_count_with_it(
     pipeline: Pipeline, source_data: SourceData
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_record_that_is_there_twice_is_stored_once_paid_once_and_refused_once_
     assert len({twin["_id"], rows[70]["_id"]} & pipeline.stored_source_ids()) == 1
 
 
+@pytest.mark.long
 def test_a_run_over_a_part_of_the_source_skips_as_well(stored: Pipeline) -> None:
     contract, count = Counter(row["contractId"] for row in stored.transactions.find()).most_common(1)[0]
     before = stored.documents()
