@@ -41,6 +41,7 @@ from tasks.domain.vectors import EmbedderFacts
 
 _BATCH = 1_000
 _DUPLICATE_KEY = 11_000
+_FACTS = dict.fromkeys(("documentId", "sourceType", "sourceId", "teamId", "siteId", "metadata"), 1)
 _DURABLE = WriteConcern(w="majority", j=True)
 #: What servers without search nodes answer to search index commands.
 _NO_SEARCH_CODES = frozenset({59, 115, 31082, 40324})
@@ -68,6 +69,8 @@ class Drift:
     deferred: list[str] = field(default_factory=list)
     differs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
 
 
 class VectorStore(MongoDatabase):
@@ -575,10 +578,17 @@ class VectorStore(MongoDatabase):
         self, ids: Sequence[Any], *, within: Mapping[str, Any] | None = None, with_vectors: bool = False
     ) -> dict[Any, Record]:
         """Return whole vector documents by ``_id``, those that are ``within`` a filter; their vectors if asked for."""
+        return self._read_by_id(ids, within, None if with_vectors else {"embedding": 0})
+
+    def read_facts(self, ids: Sequence[Any], *, within: Mapping[str, Any]) -> dict[Any, Record]:
+        """Return of vector documents what they are of and their metadata: what is counted, of very many at once."""
+        return self._read_by_id(ids, within, _FACTS)
+
+    def _read_by_id(
+        self, ids: Sequence[Any], within: Mapping[str, Any] | None, fields: Mapping[str, Any] | None
+    ) -> dict[Any, Record]:
         with mongo_errors("reading vector documents", self.setting):
-            rows = self.open_database()[self.vectors_name].find(
-                {"_id": {"$in": list(ids)}, **(within or {})}, None if with_vectors else {"embedding": 0}
-            )
+            rows = self.open_database()[self.vectors_name].find({"_id": {"$in": list(ids)}, **(within or {})}, fields)
             return {row["_id"]: row for row in rows}
 
     def holds(self, criteria: Mapping[str, Any]) -> bool:

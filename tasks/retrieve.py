@@ -20,7 +20,7 @@ from blocks.embedders import Embedders
 from blocks.meters import METER
 from blocks.vector_store import VectorStore
 from tasks.domain.errors import PipelineError, QuotaSpentError, TransientError
-from tasks.domain.retrieval.engine import SCORE_DIGITS, Engine, Ranked
+from tasks.domain.retrieval.engine import SCORE_DIGITS, Engine, Engines, Ranked
 from tasks.domain.retrieval.filters import Filter
 from tasks.domain.retrieval.ranking import rank
 from tasks.domain.retrieval.tenants import Tenant
@@ -70,14 +70,6 @@ class Retrieval:
     fitting: int
     generation: str
     notes: tuple[str, ...] = ()
-
-
-class Engines(Protocol):
-    """Where engines come from: one for each generation that is asked."""
-
-    def live(self) -> Engine[Any]:
-        """Return the engine of the generation that is live now. Errors are the store's."""
-        ...
 
 
 class Reranker(Protocol):
@@ -177,7 +169,7 @@ class Retriever:
                 row = rows.get(one.row_id)
                 if row is None:
                     continue
-                hit = _hit(row, 1.0 if exact else _similarity(row, asked), others)
+                hit = hit_of(row, 1.0 if exact else _similarity(row, asked), others)
                 if hit.score < min_score:
                     continue
                 same = hits.get(hit.content)
@@ -244,7 +236,8 @@ def _similarity(row: Mapping[str, Any], asked: Matrix | None) -> float:
     return round((1.0 + float(read_vector(row["embedding"]) @ asked)) / 2, SCORE_DIGITS)
 
 
-def _hit(row: Mapping[str, Any], score: float, others: Sequence[Ranked]) -> Hit:
+def hit_of(row: Mapping[str, Any], score: float, others: Sequence[Ranked] = ()) -> Hit:
+    """Return a stored document as one that was found, with those that say the same."""
     return Hit(
         document_id=row["documentId"],
         source_type=row["sourceType"],
@@ -330,7 +323,7 @@ def _search(
 
 def _hits(found: list[_Ranked], documents: dict[Any, dict[str, Any]]) -> list[Hit]:
     return [
-        _hit(document, round(-negative_score, SCORE_DIGITS), ())
+        hit_of(document, round(-negative_score, SCORE_DIGITS), ())
         for negative_score, _, row_id in found
         if (document := documents.get(row_id)) is not None
     ]

@@ -19,11 +19,16 @@ from starlette.responses import JSONResponse
 from blocks.gemini_chat import GeminiChat
 from deployments.http.rag import Asked, Query, Rag, SiteId, both_levels, result_of, source_of, understood_of
 from deployments.http.tokens import Caller
+from tasks.domain.answers.model import FigureAnswer, Refusal
+from tasks.domain.answers.telling import tell, tell_refusal
 from tasks.domain.errors import PipelineError
 from tasks.domain.retrieval.grounding import NOT_KNOWN, cited_in, extract_answer, find_fault, make_prompt
+from tasks.retrieve import Retrieval, hit_of
 
 #: What the contract calls a model where none wrote.
 EXTRACTIVE = "extractive"
+#: And where figures are the answer.
+FIGURES = "figures"
 _LOGGER = logging.getLogger("cryptique.http")
 _MIN_SCORE = 0.6
 _NOTHING_FOUND = "nothing is known about this: no document of this site answers"
@@ -82,10 +87,17 @@ def make_routes(rag: Rag, who_asks: Callable[[Request], Any]) -> APIRouter:
     def generate(asked: GenerateRequest, caller: Caller = asking) -> Any:
         """Return an answer from at most ``contextLimit`` documents; ``[n]`` in it is the n-th of ``sources``.
 
-        Without a document that answers, ``success`` is false and ``error`` says so.
+        A question for figures is answered by documents of figures, or by counting records, and never by a model.
+        Without a document that answers, and where the store can't support an answer, ``success`` is false and
+        ``error`` says so.
         """
         tenant = rag.admit(caller, asked.siteId)
         found = rag.retrieve(asked.query, tenant, limit=asked.contextLimit, min_score=_MIN_SCORE)
+        counted = rag.answer(found, tenant)
+        if isinstance(counted, Refusal):
+            return _refused(counted, found)
+        if counted is not None:
+            return both_levels(_with_figures(counted, found))
         texts = [hit.content for hit in found.hits]
         chat = rag.parts.chat if texts else None
         written = write_answer(chat, asked.query, texts, max_tokens=asked.maxTokens, temperature=asked.temperature)
@@ -107,3 +119,50 @@ def make_routes(rag: Rag, who_asks: Callable[[Request], Any]) -> APIRouter:
         return JSONResponse({**both_levels(data), "success": False, "error": _NOTHING_FOUND})
 
     return router
+
+
+def figures_of(answer: FigureAnswer) -> list[dict[str, Any]]:
+    """Return figures as an answer holds them; ``value`` is exact, and ``path`` is where a cited document has it."""
+    numbers = {row["documentId"]: number for number, row in enumerate(answer.cited, 1)}
+    return [
+        {
+            "name": one.name,
+            "value": one.value,
+            "unit": one.unit,
+            "path": one.path,
+            "subject": one.subject,
+            "window": one.window,
+            "citations": [numbers[document_id] for document_id in one.document_ids],
+        }
+        for one in answer.figures
+    ]
+
+
+def _with_figures(answer: FigureAnswer, found: Retrieval) -> dict[str, Any]:
+    hits = [hit_of(row, 1.0) for row in answer.cited]
+    return {
+        "content": tell(answer),
+        "sources": [source_of(hit) for hit in hits],
+        "metadata": {
+            "model": FIGURES,
+            "tokensUsed": 0,
+            "contextCount": len(hits),
+            "note": "; ".join(answer.notes) or None,
+            "recordsCounted": answer.counted,
+        },
+        "figures": figures_of(answer),
+        "citations": [{"number": number, **result_of(hit)} for number, hit in enumerate(hits, 1)],
+        "understood": understood_of(found),
+    }
+
+
+def _refused(refusal: Refusal, found: Retrieval) -> JSONResponse:
+    data = {
+        "content": "",
+        "sources": [],
+        "metadata": {"model": FIGURES, "tokensUsed": 0, "contextCount": 0, "note": None},
+        "refused": {"reason": refusal.reason, "needed": refusal.needed},
+        "citations": [],
+        "understood": understood_of(found),
+    }
+    return JSONResponse({**both_levels(data), "success": False, "error": tell_refusal(refusal)})

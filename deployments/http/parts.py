@@ -20,6 +20,7 @@ from blocks.search_indexes import SearchIndexes
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
 from deployments.settings import Settings
+from tasks.answer import Answerer
 from tasks.domain.errors import TransientError
 from tasks.retrieve import Retriever
 
@@ -42,6 +43,7 @@ class HttpParts:
     prefect: PrefectServer | None
     indexes: SearchIndexes
     retriever: Retriever
+    answerer: Answerer
     chat: GeminiChat | None = None
 
     @property

@@ -20,6 +20,7 @@ from deployments.http.parts import HttpParts
 from deployments.http.problems import too_many
 from deployments.http.sites import TeamSites
 from deployments.http.tokens import Caller
+from tasks.domain.answers.model import FigureAnswer, Refusal
 from tasks.domain.retrieval.tenants import Tenant
 from tasks.domain.retrieval.understanding import LONGEST_QUESTION
 from tasks.retrieve import Hit, Retrieval, explain
@@ -147,6 +148,11 @@ class Rag:
         """Return what is found within the time that a request has."""
         with pymongo.timeout(self.parts.settings.cryptique_api_timeout_seconds):
             return self.parts.retriever.retrieve(query, tenant, limit=limit, min_score=min_score)
+
+    def answer(self, found: Retrieval, tenant: Tenant) -> FigureAnswer | Refusal | None:
+        """Return the figures that a question asks for, within the time that a request has."""
+        with pymongo.timeout(self.parts.settings.cryptique_api_timeout_seconds):
+            return self.parts.answerer.answer(found.understood, tenant)
 
 
 def make_routes(rag: Rag, who_asks: Callable[[Request], Any]) -> APIRouter:

@@ -20,6 +20,7 @@ from deployments.http.parts import HttpParts, within
 from deployments.register_blocks import PipelineBlocks, make_blocks
 from deployments.settings import Settings, load_settings
 from deployments.watch import Watch
+from tasks.answer import Answerer
 from tasks.domain.errors import PipelineError
 from tasks.retrieve import Retriever
 
@@ -75,6 +76,7 @@ def make_parts(settings: Settings, blocks: PipelineBlocks) -> HttpParts:
         prefect=prefect_of(settings.prefect_api_url),
         indexes=indexes,
         retriever=Retriever(indexes, blocks.vectors, embedders),
+        answerer=Answerer(indexes, blocks.vectors),
         chat=_chat(settings, blocks),
     )
 

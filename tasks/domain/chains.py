@@ -52,6 +52,8 @@ _ALIASES: dict[str, str] = {
 _BY_NAME = {chain.name.lower(): chain for chain in _KNOWN}
 _BY_NAME |= {alias: _BY_NAME[name.lower()] for alias, name in _ALIASES.items()}
 _BY_ID = {chain.chain_id: chain for chain in _KNOWN}
+#: Every name of a tracked chain, in lower case.
+CHAIN_NAMES = frozenset(_BY_NAME)
 _ID_IN_TEXT = re.compile(r"(?:unknown \(id: ?)?(0x[0-9a-f]+|[0-9]+)\)?")
 #: The largest id that wallets accept (MetaMask's limit); larger numbers are not ids of chains.
 _LARGEST_ID = 4_503_599_627_370_476

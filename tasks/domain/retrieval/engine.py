@@ -66,3 +66,11 @@ class Engine(Protocol[Chosen]):
         For the fields of ``CATALOGUE`` (``tasks/domain/retrieval/entries.py``).
         """
         ...
+
+
+class Engines(Protocol):
+    """Where engines come from: one for each generation that is asked."""
+
+    def live(self) -> Engine[Any]:
+        """Return the engine of the generation that is live now. Errors are the store's."""
+        ...

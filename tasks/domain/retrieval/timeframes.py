@@ -51,10 +51,14 @@ _YEAR = r"(?P<year>20\d\d)"
 _DAY = r"(?P<day>[0-3]?\d)(?:st|nd|rd|th)?"
 _UNIT = r"(?P<unit>hour|day|week|month|quarter|year)s?"
 _ORDINAL = r"(?P<ordinal>" + "|".join(_ORDINALS) + r"|last)"
+_WEEK_OF = r"week (?:from|of|starting|beginning|commencing)(?: on| with)?(?: monday,?)?(?: the)? "
 #: The first that fits at a place wins: narrow ones stand above wide ones.
 _EXPRESSIONS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(rf"(?<![\w.,-])(?:{pattern})(?![\w-]|[.,]\d)", re.IGNORECASE))
     for name, pattern in (
+        ("weekof", _WEEK_OF + _DAY + r"(?: of)? " + _MONTH + r",? (?:of )?" + _YEAR),
+        ("weekof", _WEEK_OF + _MONTH + r" " + _DAY + r",? " + _YEAR),
+        ("weekof", _WEEK_OF + r"(?P<iso>20\d\d[-/]\d\d?[-/]\d\d?)"),
         ("moment", r"(?P<iso>20\d\d-\d\d-\d\d)[t ](?P<hour>\d\d):(?P<minute>\d\d)(?::\d\d(?:\.\d+)?)?z?"),
         ("isoweek", _YEAR + r"-?w(?P<number>\d\d?)"),
         ("iso", r"(?P<iso>20\d\d[-/]\d\d?[-/]\d\d?)"),
@@ -223,6 +227,12 @@ def _window(kind: str, found: dict[str, str], now: datetime) -> _Span | None:
                 return _one_day(*parts)
             case "day":
                 return _one_day(year, month, int(found["day"]))
+            case "weekof":
+                parts = [int(part) for part in re.split("[-/]", found["iso"])] if "iso" in found else []
+                first = date(*parts) if parts else date(year, month, int(found["day"]))
+                if first.weekday() == 0:
+                    return _period("week", first)
+                return _midnight(first), _midnight(first + timedelta(days=7)), None
             case "leapday":
                 while "year" not in found and date(year, 12, 31).timetuple().tm_yday != 366:
                     year -= 1

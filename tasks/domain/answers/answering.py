@@ -1,0 +1,382 @@
+"""Answering: a question for figures, from the documents of figures where they hold it, else counted from the records.
+
+Every figure comes with the document that says it, or with the records that were counted, with its window and its unit.
+What the store can't support is refused, with what would be needed: an answer about something else is worse than none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from tasks.domain.aggregates.periods import ALL_TIME, Calendar
+from tasks.domain.answers.asking import Span, read_question
+from tasks.domain.answers.cases import Case
+from tasks.domain.answers.counting import count_visits
+from tasks.domain.answers.direct import (
+    LOCK_ENDS,
+    answer_application,
+    answer_journeys,
+    answer_lock_ends,
+    answer_method,
+    answer_threshold,
+    answer_transaction,
+)
+from tasks.domain.answers.lexicon import COMPARED, DIMENSIONS, NOT_KEPT, Dimension, FigureRule, Topic, find_topic
+from tasks.domain.answers.lookups import Lookup
+from tasks.domain.answers.model import FigureAnswer, Found, Library, Refusal, RefusedError, Scope, Stored, name_of
+from tasks.domain.answers.paths import NoFigureError, read_path
+from tasks.domain.answers.rules import fitting, paths_of
+from tasks.domain.answers.subjects import Subject, read_subjects
+from tasks.domain.answers.values import keeping, said_pages, said_values, told
+from tasks.domain.retrieval.filters import AnyOf, Filter
+from tasks.domain.retrieval.understanding import Understood
+from tasks.domain.retrieval.words import stem_of, words_of
+
+_MOST_SUBJECTS = 2_000
+_STRONG = re.compile(
+    r"^(?:and |so |then )?(?:how (?:many|much|often|long|busy|big|large|high|does|do|did)|"
+    r"total\b|number of|count\b|sum of|average|median|"
+    r"what (?:share|percentage|number|proportion|part|is the (?:total|average|median|number|volume|share)|"
+    r"was the (?:total|average|median|number|volume|share|true))|compare\b|"
+    r"(?:\w+ )?(?:which|what|where|whose|who)\b.*"
+    r"\b(?:most|least|fewest|highest|lowest|largest|biggest|top|busiest|best|main|popular)\b|"
+    r"(?:did|has|have|was|were|is)\b.*\b(?:more|fewer|less|higher|lower)\b.*\bthan\b)",
+    re.IGNORECASE,
+)
+_WEAK = re.compile(
+    r"^(?:what|which|where|when|who|whose|(?:on|in|at|from|by|to|of|with|for|during) (?:which|what|whom)|"
+    r"how|did|does|do|has|have|is|are|was|were|will|why|should|can|could|would)\b",
+    re.IGNORECASE,
+)
+_LEAST = re.compile(r"\b(?:least|fewest|lowest|smallest)\b")
+_ACROSS: tuple[tuple[Literal["site", "chain", "campaign", "contract"], re.Pattern[str]], ...] = (
+    (
+        "site",
+        re.compile(r"\b(?:which|what|whose)(?: of)?(?: (?:the|our|its|their))?(?: \w+)? (?:web ?sites?|sites?)\b"),
+    ),
+    (
+        "chain",
+        re.compile(r"\b(?:which|what)(?: of)?(?: (?:the|our|its|their))?(?: \w+)? (?:block)?(?:chains?|networks?)\b"),
+    ),
+    (
+        "campaign",
+        re.compile(r"\b(?:which|what)(?: of)?(?: (?:the|our|its|their|s|'s))*(?: \w+)?\s+(?:'s\s+)?campaigns?\b"),
+    ),
+    ("contract", re.compile(r"\b(?:which|what)(?: of)?(?: (?:the|our|its|their))?(?: \w+)? (?:contracts?|tokens?)\b")),
+)
+
+
+def answer_figures(
+    understood: Understood, library: Library, *, now: datetime, subjects: Sequence[Subject] | None = None
+) -> FigureAnswer | Refusal | None:
+    """Return the figures that a question asks for, or why they can't be known; None where it asks for no figures.
+
+    ``subjects`` are what ``find_subjects`` found, which may be kept. Errors are the library's.
+    """
+    question = " ".join(understood.question.split())
+    strong = _STRONG.search(question) is not None
+    if not strong and _WEAK.search(question) is None:
+        return None
+    known = find_subjects(library) if subjects is None else subjects
+    asked = read_question(question, known, now=now)
+    case = Case(asked, understood, known, Lookup(library, asked.zone), strong)
+    try:
+        return case.found.finish() if _answers(case) else None
+    except RefusedError as error:
+        return error.refusal
+
+
+def find_subjects(library: Library) -> list[Subject]:
+    """Return what may be asked about, from the documents of websites, contracts and campaigns."""
+    where = Filter((AnyOf("source", ("website", "smart_contract", "campaign")), AnyOf("aggregate", ("no",))))
+    return read_subjects(library.find(where, _MOST_SUBJECTS))
+
+
+def _answers(case: Case) -> bool:
+    """Answer, and return whether figures were asked for at all. Raises ``RefusedError`` where they can't be known."""
+    said = case.asked.said
+    if answer_transaction(case):
+        return True
+    lock_ends = LOCK_ENDS.search(said) is not None
+    for kept in NOT_KEPT:
+        match = kept.said.search(said)
+        if match is not None and not (lock_ends and match.group().startswith(("will", "going"))):
+            raise RefusedError(f"{kept.reason} ({match.group().strip()})", kept.needed)
+    kinds = frozenset(one.kind for named in case.asked.named for one in named.subjects)
+    topic = find_topic(said, kinds=case.told_kinds(kinds))
+    if answer_journeys(case) or answer_application(case, topic):
+        return True
+    if topic == "staking" and lock_ends:
+        return answer_lock_ends(case)
+    rules = [] if topic is None else fitting(topic, said)
+    if topic is not None:
+        case.refuse_money(topic)
+        if topic == "transactions" and (answer_method(case, rules) or answer_threshold(case)):
+            return True
+    if topic is None or not rules:
+        case.refuse_strangers(())
+        if case.strong:
+            raise RefusedError(
+                "no such figure is kept",
+                "a question for visits, wallets, transactions, campaigns or staking; docs/retrieval.md lists them",
+            )
+        return False
+    reader = _Reader(case, topic, rules)
+    across = reader.across()
+    if across is not None:
+        reader.compare(across)
+    else:
+        for scope in case.scopes(topic):
+            reader.read_scope(scope)
+    if not case.found.figures:
+        raise RefusedError("no document holds these figures", "records over that time")
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Narrowed:
+    dimension: Dimension
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads the figures of the rules that fit."""
+
+    case: Case
+    topic: Topic
+    rules: Sequence[FigureRule]
+
+    def read_scope(self, scope: Scope) -> None:
+        """Read the figures of one scope, over each time."""
+        narrowed = self._narrowed(scope) if self.topic == "visits" else []
+        self.case.refuse_strangers([value for one in narrowed for value in told(one.values)])
+        grouped = self._grouped() if self.topic == "visits" else None
+        for span in self.case.times:
+            if span.assumed:
+                self.case.found.notes[span.assumed] = None
+            found = self.case.lookup.document(self.topic, scope, span) if not grouped else None
+            if grouped is not None:
+                self._read_groups(scope, span, grouped)
+            elif narrowed:
+                self._read_narrowed(scope, span, narrowed, found)
+            elif COMPARED.search(self.case.asked.said) and not self.rules[0].reads[0].startswith("change"):
+                self._read_change(scope, span, found)
+            else:
+                self._read(found or self.case.lookup.count(self.topic, scope, span), span)
+
+    def _look(self, scope: Scope, span: Span) -> Found:
+        lookup = self.case.lookup
+        return lookup.document(self.topic, scope, span) or lookup.count(self.topic, scope, span)
+
+    def _read(self, found: Found, span: Span) -> None:
+        for rule in self.rules:
+            paths = paths_of(self.case.asked, rule, found)
+            try:
+                read_path(found.facts, paths[0])
+                here = found
+            except NoFigureError:
+                if rule.reads[0].startswith("change"):
+                    raise RefusedError(
+                        f"the document of {found.window} compares with no period before it",
+                        "a month, a week or a day whose period before has records",
+                    ) from None
+                here = found
+                if found.counted is None and self.topic in ("visits", "transactions", "staking"):
+                    here = self.case.lookup.count(self.topic, replace(found.scope), span)
+                    paths = paths_of(self.case.asked, rule, here)
+            self.case.found.take(here, paths)
+
+    def _read_change(self, scope: Scope, span: Span, found: Found | None) -> None:
+        spans = self.case.asked.spans
+        if not self.case.asked.followed and len(spans) == 2:
+            for one in spans:
+                self._read(self._look(scope, one), one)
+            return
+        if found is None or span.period is None or span.period == ALL_TIME:
+            raise RefusedError(
+                "a change is kept between a day, a week or a month and the one before it", "the period that is meant"
+            )
+        read = len(self.case.found.figures)
+        for rule in self.rules:
+            first = rule.reads[0].partition("[")[0].removeprefix("figures.").split(".")[0]
+            self.case.found.take(found, [f"change.{first}"])
+        if len(self.case.found.figures) == read:
+            raise RefusedError("the change of that figure is not kept", "the figure of each period, asked one by one")
+
+    # -- countries, sources, devices, pages
+
+    def _narrowed(self, scope: Scope) -> list[_Narrowed]:
+        """Return what a question about visits narrows them to, by the values that there are."""
+        documents = self.case.lookup.documents("visits", scope, ALL_TIME)
+        if self.case.asked.zone != "UTC" and not documents:
+            documents = self.case.lookup.in_utc().documents("visits", scope, ALL_TIME)
+        found = []
+        words = set(re.findall(r"[^\W_]+", self.case.asked.left.lower()))
+        for dimension in DIMENSIONS:
+            values: list[str] = []
+            for row in documents:
+                for path, _ in dimension.lists:
+                    values += [entry[dimension.name] for entry in _entries(row["metadata"]["facts"], path)]
+            if dimension.name == "country":
+                chosen: tuple[str, ...] = () if self.case.asked.country is None else (self.case.asked.country,)
+            elif dimension.name == "page":
+                chosen = said_pages(self.case.asked.left, words, list(dict.fromkeys(values)))
+            else:
+                chosen = said_values(words, list(dict.fromkeys(values)))
+            if chosen:
+                found.append(_Narrowed(dimension, chosen))
+        return found
+
+    def _grouped(self) -> Dimension | None:
+        """Return by what a figure is to be told apart, where no document tells it so."""
+        if any(
+            "[:" in path
+            or path.startswith(("figures.devices", "figures.browsers", "figures.systems", "figures.walletTypes"))
+            for path in self.rules[0].reads
+        ):
+            return None
+        for dimension in DIMENSIONS:
+            if dimension.name == "page":
+                continue
+            for match in dimension.asks.finditer(self.case.asked.said):
+                if re.search(
+                    r"\b(?:by|per|each|every|for each|which|what)(?: \w+)?\s+$", self.case.asked.said[: match.start()]
+                ):
+                    return dimension
+        return None
+
+    def _read_groups(self, scope: Scope, span: Span, by: Dimension) -> None:
+        found = self.case.lookup.count("visits", scope, span)
+        rows = self.case.lookup.records("session", scope, span)
+        groups: dict[str, list[Stored]] = {}
+        for row in rows:
+            value = row["metadata"]["facts"].get(by.fact)
+            if isinstance(value, str):
+                groups.setdefault(value, []).append(row)
+        calendar = Calendar(self.case.asked.zone)
+        path = self.rules[0].reads[0]
+        entries = []
+        for value, some in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:10]:
+            figure = read_path({"figures": count_visits(some, calendar)}, path)
+            entries.append({by.name: value, path.rpartition(".")[2]: figure, "sessions": len(some)})
+        name = f"{name_of(path)} by {by.name}"
+        self.case.found.say(found, name, entries, f"{path} by {by.fact}")
+
+    def _read_narrowed(
+        self,
+        scope: Scope,
+        span: Span,
+        narrowed: Sequence[_Narrowed],
+        found: Found | None,
+    ) -> None:
+        plain = self.rules[0].reads[0] in ("figures.sessions", "figures.pageViews") or "[:" in self.rules[0].reads[0]
+        one = narrowed[0]
+        if len(narrowed) == 1 and found is not None and plain:
+            of_wallets = re.search(r"\bconnect", self.case.asked.said) is not None
+            path, counted = one.dimension.lists[-1 if of_wallets and len(one.dimension.lists) > 1 else 0]
+            right = (one.dimension.name == "page") == (counted == "views")
+            paths = [f"{path}[{one.dimension.name}={value}].{counted}" for value in one.values]
+            if right and (counted == "views") == (
+                self.rules[0].reads[0] == "figures.pageViews" or one.dimension.name == "page"
+            ):
+                try:
+                    for each in paths:
+                        read_path(found.facts, each)
+                    self.case.found.take(found, paths)
+                except NoFigureError:
+                    pass
+                else:
+                    return
+        if any(one.dimension.name == "page" for one in narrowed) and self.rules[0].reads[0] == "figures.pageViews":
+            raise RefusedError(
+                "views are kept for the ten pages that were viewed most, and that page is none of them",
+                "another page, or the whole website",
+            )
+        for value in one.values:
+            others = [(each.dimension, each.values) for each in narrowed[1:]]
+            here = self.case.lookup.count("visits", scope, span, keeping([(one.dimension, (value,)), *others]))
+            named = ", ".join([value, *(each for _, values in others for each in values)])
+            here = replace(here, scope=replace(here.scope, name=f"{here.scope.name}, {named}"))
+            self._read(here, span)
+
+    # -- which of several
+
+    def across(self) -> Literal["site", "chain", "campaign", "contract"] | None:
+        said = self.case.asked.said
+        for kind, pattern in _ACROSS:
+            if not pattern.search(said):
+                continue
+            if kind == "campaign" and self.topic == "campaign" and not self.case.asked.subjects("campaign"):
+                return kind
+            if kind == "site" and self.topic in ("visits", "funnel"):
+                return kind
+            if kind in ("chain", "contract") and self.topic in ("transactions", "staking"):
+                return kind
+        return None
+
+    def compare(self, kind: Literal["site", "chain", "campaign", "contract"]) -> None:
+        self.case.refuse_strangers(())
+        chosen: list[AnyOf] = []
+        sites = {one.key for one in self.case.asked.subjects("site")}
+        if kind == "campaign" and sites:
+            chosen.append(AnyOf("site", tuple(sorted(sites))))
+        if kind == "contract" and self.case.asked.chain is not None:
+            chosen.append(AnyOf("chain", (self.case.asked.chain,)))
+        least = _LEAST.search(self.case.asked.said) is not None
+        for span in self.case.times:
+            if span.period is None:
+                raise RefusedError(
+                    f"figures of each {kind} are kept by day, week, month and for all time, and not for {span.words}",
+                    "one of these periods",
+                )
+            rows = self.case.lookup.documents(self.topic, Scope(kind, "", tuple(chosen)), span.period)
+            scored = []
+            for row in rows:
+                found = Found(
+                    Scope(kind, row["metadata"]["facts"]["subject"]),
+                    row["metadata"]["facts"],
+                    (row,),
+                    self.case.lookup.window(span),
+                )
+                value, path = self._measure(found)
+                if value is not None:
+                    scored.append((value, found, path))
+            if not scored:
+                raise RefusedError(f"no {kind} has that figure in {span.words}", "a time with records")
+            scored.sort(key=lambda item: (item[0] if least else -item[0], item[1].scope.name))
+            last = scored[min(len(scored), self.case.asked.number) - 1][0]
+            for value, found, path in scored:
+                if value < last if not least else value > last:
+                    break
+                called = "chain" if kind == "chain" else "subject"
+                self.case.found.say(found, kind, found.facts["chain"] if kind == "chain" else found.scope.name, called)
+                self.case.found.take(found, [path])
+
+    def _measure(self, found: Found) -> tuple[Decimal | None, str]:
+        """Return what scopes are compared by: of the figures that are asked for, the one whose name is said most."""
+        stems = set(words_of(self.case.asked.said))
+        best: tuple[int, Decimal | None, str] = (-1, None, "")
+        for rule in self.rules:
+            for path in paths_of(self.case.asked, rule, found):
+                try:
+                    value = Decimal(str(read_path(found.facts, path)))
+                except (NoFigureError, ArithmeticError):
+                    continue
+                said = sum(stem_of(word) in stems for word in name_of(path).split())
+                if said > best[0]:
+                    best = (said, value, path)
+        return best[1], best[2]
+
+
+def _entries(facts: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
+    try:
+        found = read_path(facts, path)
+    except NoFigureError:
+        return []
+    return found if isinstance(found, list) else []
