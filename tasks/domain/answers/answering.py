@@ -28,7 +28,17 @@ from tasks.domain.answers.direct import (
 )
 from tasks.domain.answers.lexicon import COMPARED, DIMENSIONS, NOT_KEPT, Dimension, FigureRule, Topic, find_topic
 from tasks.domain.answers.lookups import Lookup
-from tasks.domain.answers.model import FigureAnswer, Found, Library, Refusal, RefusedError, Scope, Stored, name_of
+from tasks.domain.answers.model import (
+    FigureAnswer,
+    Found,
+    Library,
+    Refusal,
+    RefusedError,
+    Scope,
+    Stored,
+    name_of,
+    unit_of,
+)
 from tasks.domain.answers.paths import NoFigureError, read_path
 from tasks.domain.answers.rules import fitting, paths_of
 from tasks.domain.answers.subjects import Subject, read_subjects
@@ -157,7 +167,10 @@ class _Reader:
         narrowed = self._narrowed(scope) if self.topic == "visits" else []
         self.case.refuse_strangers([value for one in narrowed for value in told(one.values)])
         grouped = self._grouped() if self.topic == "visits" else None
-        for span in self.case.times:
+        compared = COMPARED.search(self.case.asked.said) is not None
+        kept = self.rules[0].reads[0].startswith("change")
+        later = self.case.asked.later
+        for span in [later] if later is not None and (compared or kept) else self.case.times:
             if span.assumed:
                 self.case.found.notes[span.assumed] = None
             found = self.case.lookup.document(self.topic, scope, span) if not grouped else None
@@ -165,7 +178,7 @@ class _Reader:
                 self._read_groups(scope, span, grouped)
             elif narrowed:
                 self._read_narrowed(scope, span, narrowed, found)
-            elif COMPARED.search(self.case.asked.said) and not self.rules[0].reads[0].startswith("change"):
+            elif compared and not kept:
                 self._read_change(scope, span, found)
             else:
                 self._read(found or self.case.lookup.count(self.topic, scope, span), span)
@@ -194,7 +207,7 @@ class _Reader:
 
     def _read_change(self, scope: Scope, span: Span, found: Found | None) -> None:
         spans = self.case.asked.spans
-        if not self.case.asked.followed and len(spans) == 2:
+        if self.case.asked.later is None and len(spans) == 2:
             for one in spans:
                 self._read(self._look(scope, one), one)
             return
@@ -266,7 +279,7 @@ class _Reader:
             figure = read_path({"figures": count_visits(some, calendar)}, path)
             entries.append({by.name: value, path.rpartition(".")[2]: figure, "sessions": len(some)})
         name = f"{name_of(path)} by {by.name}"
-        self.case.found.say(found, name, entries, f"{path} by {by.fact}")
+        self.case.found.say(found, name, entries, f"{path} by {by.fact}", unit_of(path, found.facts))
 
     def _read_narrowed(
         self,

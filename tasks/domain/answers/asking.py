@@ -63,7 +63,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a question names. ``said`` is the rest of it in lower case: which figures it asks for."""
+    """What a question names. ``said`` is the rest of it in lower case: which figures it asks for.
+
+    ``left`` is the same with its capitals, ``number`` how many of a ranking are asked for, and ``later`` the later of two
+    times of which one follows the other: what changed between them stands there.
+    """
 
     question: str
     said: str
@@ -74,7 +78,7 @@ class Asked:
     country: str | None
     chain: str | None
     number: int
-    followed: bool
+    later: Span | None
 
     def subjects(self, kind: str) -> tuple[Subject, ...]:
         """Return the named subjects of a kind; on the chain that is named, where some are."""
@@ -94,11 +98,12 @@ def read_question(question: str, subjects: Sequence[Subject], *, now: datetime) 
     if place is not None:
         left = _blank(left, [place[1]])
     chain, left = _find_chain(left)
-    spans, followed = _spans_of(frames, zone)
+    spans = tuple(_span(frame, zone) for frame in frames)
+    later = _later(frames, spans, zone)
     said = " ".join(left.lower().split())
     return Asked(
         question=question,
-        said=f"{said} (of the month before)" if followed else said,
+        said=said if later is None else f"{said} (of the month before)",
         left=left,
         named=named,
         spans=spans,
@@ -106,7 +111,7 @@ def read_question(question: str, subjects: Sequence[Subject], *, now: datetime) 
         country=None if place is None else place[0],
         chain=chain,
         number=_number(said),
-        followed=followed,
+        later=later,
     )
 
 
@@ -166,20 +171,15 @@ def _find_chain(left: str) -> tuple[str | None, str]:
     return None, left
 
 
-def _spans_of(frames: Sequence[TimeFrame], zone: str) -> tuple[tuple[Span, ...], bool]:
-    """Return the times, and whether the last follows one that was named: of two that are compared it is the later."""
-    spans = [_span(frame, zone) for frame in frames]
+def _later(frames: Sequence[TimeFrame], spans: Sequence[Span], zone: str) -> Span | None:
     if len(spans) == 1:
-        later = _second_half(frames[0], zone)
-        if later is not None:
-            return (spans[0], later), True
-    periods = [one.period for one in spans]
-    if len(periods) == 2 and periods[0] is not None and periods[1] is not None:
-        if periods[1].previous() == periods[0]:
-            return tuple(spans), True
-        if periods[0].previous() == periods[1]:
-            return (spans[1], spans[0]), True
-    return tuple(spans), False
+        return _second_half(frames[0], zone)
+    if len(spans) == 2 and spans[0].period is not None and spans[1].period is not None:
+        if spans[1].period.previous() == spans[0].period:
+            return spans[1]
+        if spans[0].period.previous() == spans[1].period:
+            return spans[0]
+    return None
 
 
 def _span(frame: TimeFrame, zone: str) -> Span:

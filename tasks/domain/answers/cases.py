@@ -23,6 +23,7 @@ _TOGETHER = re.compile(
 _PROPER = re.compile(
     r"(?<![\w.])(?:0x[0-9a-fA-F]+|[A-Z][\w&-]*(?:\.[a-z]{2,})?|[\w-]+\.(?:com|io|xyz|net|org|example|eth)\b)"
 )
+_NAME = re.compile(r"[A-Z][\w&-]*(?:[:]? [A-Z][\w&-]*){0,5}")
 _FIRST_WORD = re.compile(r"^\W*\w+")
 #: Capitals that name nothing of the tenant's.
 _NAMING_NOTHING = """
@@ -54,11 +55,8 @@ class Case:
 
     @property
     def times(self) -> list[Span]:
-        """Return the times that figures are asked of; of two that are compared the later."""
-        spans = self.asked.spans
-        if not spans:
-            return [Span(ALL_TIME, None, None, ALL_TIME.words)]
-        return [spans[-1]] if self.asked.followed else list(spans)[:MOST_ANSWERS]
+        """Return the times that figures are asked of."""
+        return list(self.asked.spans)[:MOST_ANSWERS] or [Span(ALL_TIME, None, None, ALL_TIME.words)]
 
     def told_kinds(self, kinds: frozenset[str]) -> frozenset[str]:
         """Return the kinds of what is named; of a name that several things share, the one that the words are about."""
@@ -132,8 +130,9 @@ class Case:
                 continue
             if re.search(r"[.?!:]\s+$", text[: match.start()]):
                 continue
+            whole = _NAME.match(text, match.start())
             raise RefusedError(
-                f"nothing is called {said[:60]} among the websites, contracts, campaigns and tokens that may be seen",
+                f"nothing is called {(said if whole is None else whole.group())[:60]} among the websites, contracts, campaigns and tokens that may be seen",
                 "its name as it is known here",
             )
 

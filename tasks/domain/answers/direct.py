@@ -16,6 +16,7 @@ from tasks.domain.answers.cases import MOST_ANSWERS, Case
 from tasks.domain.answers.lexicon import FigureRule, Topic
 from tasks.domain.answers.lookups import MOST_CITED, aware, is_first
 from tasks.domain.answers.model import Found, RefusedError, Scope, Stored
+from tasks.domain.answers.paths import read_path
 from tasks.domain.answers.rules import paths_of
 from tasks.domain.answers.values import said_method, within
 from tasks.domain.retrieval.filters import AnyOf, Filter
@@ -199,8 +200,12 @@ def answer_method(case: Case, rules: Sequence[FigureRule]) -> bool:
                 case.found.say(counted, f"calls of {method}", number, "method")
             elif kind is not None:
                 case.refuse_strangers(())
-                paths = [f"figures.categories[category={kind}].{one}" for one in ("transactions", "failed")]
-                case.found.take(whole, paths)
+                for counted_as, name in (
+                    ("transactions", f"{kind} transactions"),
+                    ("failed", f"failed {kind} transactions"),
+                ):
+                    path = f"figures.categories[category={kind}].{counted_as}"
+                    case.found.say(whole, name, read_path(whole.facts, path), path)
     return bool(case.found.figures)
 
 

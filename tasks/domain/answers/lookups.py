@@ -102,9 +102,9 @@ class Lookup:
             inside = (span.end is None or span.end > first) and (span.start is None or span.start < last)
             if inside:
                 return
-            said = f"its records reach from {first:%Y-%m-%d} to {last:%Y-%m-%d}"
+            said = f"a time within its records, which reach from {first:%Y-%m-%d} to {last:%Y-%m-%d}"
         else:
-            said = "records of that time"
+            said = "records of it"
         raise RefusedError(f"nothing is recorded of {scope.name} in {span.words}", said)
 
     def window(self, span: Span) -> str:

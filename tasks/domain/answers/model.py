@@ -127,7 +127,7 @@ class Collector:
                 value = read_path(found.facts, path)
             except NoFigureError:
                 continue
-            self.say(found, name_of(path), value, path, _unit_of(path, found.facts))
+            self.say(found, name_of(path), value, path, unit_of(path, found.facts))
 
     def say(self, found: Found, name: str, value: Any, path: str, unit: str | None = None) -> None:
         """Take one figure."""
@@ -151,7 +151,8 @@ def name_of(path: str) -> str:
     return NAMES.get(plain) or split_words(plain.rpartition(".")[2]).lower()
 
 
-def _unit_of(path: str, facts: Mapping[str, Any]) -> str | None:
+def unit_of(path: str, facts: Mapping[str, Any]) -> str | None:
+    """Return the unit of the figure at a path, where it has one."""
     last = path.split(".")[-1]
     if last in _UNITS:
         return _UNITS[last]

@@ -65,7 +65,8 @@ def _words(figure: Figure) -> str:
     if figure.path.startswith("change.") and isinstance(value, Mapping) and "absolute" in value:
         return _change(figure.name, value)
     if isinstance(value, list | Mapping):
-        return f"{figure.name}: {_value(value)}"
+        unit = "" if figure.unit is None else f" in {figure.unit}"
+        return f"{figure.name}{unit}: {_value(value)}"
     if isinstance(value, int) and not isinstance(value, bool) and figure.unit is None:
         name = figure.name.removesuffix("s") if value == 1 and " " not in figure.name else figure.name
         return f"{value:,} {name}"
@@ -100,6 +101,7 @@ def _value(value: Any) -> str:
 def _entry(entry: Mapping[str, Any]) -> str:
     """Return an entry of a ranking as its name with its number, and anything else as its names with its values."""
     values = list(entry.values())
-    if len(values) == 2 and isinstance(values[0], str):
-        return f"{values[0]} {_value(values[1])}"
+    if len(values) > 1 and isinstance(values[0], str):
+        more = ", ".join(f"{name} {_value(value)}" for name, value in list(entry.items())[2:])
+        return f"{values[0]} {_value(values[1])}{f' ({more})' if more else ''}"
     return " ".join(f"{name} {_value(value)}" for name, value in entry.items())

@@ -1,0 +1,203 @@
+"""Questions for figures, from their words alone: the right figures with what they rest on, or an honest refusal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tasks.domain.aggregates.periods import Calendar
+from tasks.domain.answers.answering import answer_figures
+from tasks.domain.answers.counting import count_staking, count_transactions, count_visits
+from tasks.domain.answers.model import FigureAnswer, Refusal
+from tasks.domain.answers.telling import tell, tell_refusal
+from tasks.domain.retrieval.grounding import find_fault
+from tasks.domain.retrieval.understanding import Vocabulary, understand
+from tests.questions.answers import team_ids
+from tests.questions.library import MemoryLibrary, golden_library
+from tests.questions.questions import QUESTIONS
+from tests.questions.reading import Question
+from tests.questions.test_questions import UNANSWERED, golden, reads, stored
+
+NOW = datetime(2025, 7, 31, tzinfo=UTC)
+
+
+def ask(text: str, team: str, site: str | None = None) -> FigureAnswer | Refusal | None:
+    """Return the answer that a team gets, by the team's id."""
+    library = golden_library(team, site)
+    return answer_figures(understand(text, vocabulary(library), now=NOW), library, now=NOW)
+
+
+def vocabulary(library: MemoryLibrary) -> Vocabulary:
+    values = library.engine.values
+    return Vocabulary.of(tokens=values(library.tenant, "token"), contracts=values(library.tenant, "facts.contractName"))
+
+
+def team(name: str) -> str:
+    return team_ids(golden())[name]
+
+
+def asker(question: Question) -> str:
+    """Return the team whose question it is: that of what it looks at."""
+    if question.look.team is not None:
+        return team(question.look.team)
+    return str(reads().find(question.look)[0]["teamId"])
+
+
+def leaves(value: Any) -> list[str]:
+    """Return the single values in a value, as texts."""
+    if isinstance(value, dict):
+        return [leaf for each in value.values() for leaf in leaves(each)]
+    if isinstance(value, list | tuple):
+        return [leaf for each in value for leaf in leaves(each)]
+    return [str(value)]
+
+
+def fault_of(question: Question, team_id: str) -> str | None:
+    """Return what is wrong with the answer to a question, or None."""
+    answer = ask(question.text, team_id)
+    if not isinstance(answer, FigureAnswer):
+        return f"{question.text} {answer}"
+    said = Counter(leaf for figure in answer.figures for leaf in leaves(figure.value))
+    missing = Counter(leaves(question.answer)) - said
+    if missing:
+        return f"{question.text} {[(one.path, one.value) for one in answer.figures]}, without {list(missing)}"
+    if not answer.cited or any(not figure.document_ids and figure.value for figure in answer.figures):
+        return f"{question.text} rests on nothing"
+    if question.look.metric is not None and question.number not in UNANSWERED:
+        looked = {row["documentId"] for row in reads().find(question.look)}
+        if not looked & {row["documentId"] for row in answer.cited}:
+            return f"{question.text} rests on other documents"
+    return None
+
+
+def test_of_sixty_questions_all_but_three_at_most_are_answered_right_and_cited() -> None:
+    wrong = [fault for question in QUESTIONS if (fault := fault_of(question, asker(question))) is not None]
+    assert len(wrong) <= 3, "\n".join(wrong)
+
+
+def test_an_answer_in_words_says_nothing_that_its_documents_do_not() -> None:
+    checked = 0
+    for question in QUESTIONS:
+        answer = ask(question.text, asker(question))
+        if not isinstance(answer, FigureAnswer) or answer.counted is not None:
+            continue
+        texts = [f"{row['content']} {row['metadata']['facts']}" for row in answer.cited]
+        fault = find_fault(tell(answer), texts)
+        assert fault is None or ("says" in fault and _is_of_a_window(fault, answer)), f"{question.text} {fault}"
+        checked += 1
+    assert checked > 45
+
+
+def _is_of_a_window(fault: str, answer: FigureAnswer) -> bool:
+    """Return whether the number that is not in the documents is in the name of a time or in a figure's name."""
+    number = fault.removeprefix("it says ").partition(",")[0]
+    return any(number in f"{figure.window} {figure.name} {figure.subject}" for figure in answer.figures)
+
+
+@pytest.mark.parametrize("level", ["all", "2024-03", "2024-W11", "2025-03"])
+def test_what_is_counted_from_records_is_what_documents_of_figures_say(level: str) -> None:
+    compared = 0
+    for name in ("Aurora Markets", "Quillon Finance", "Basalt Guild", "Orchard Protocol"):
+        library = golden_library(team(name))
+        rows = [library.rows[one] for one in library.rows if str(library.rows[one]["teamId"]) == team(name)]
+        records = [row for row in rows if not row["metadata"]["facts"].get("aggregate")]
+        for row in rows:
+            facts = row["metadata"]["facts"]
+            if facts.get("aggregate") and facts["label"] == level and facts["topic"] in _COUNTED:
+                counted = _COUNTED[facts["topic"]](_records_of(row, records), Calendar(facts["timeZone"]))
+                for figure, value in counted.items():
+                    if figure == "volumes":
+                        value = [{k: v for k, v in each.items() if k != "topSenders"} for each in value]
+                    if figure != "medianSeconds":
+                        assert facts["figures"][figure] == value, (row["documentId"], figure)
+                        compared += 1
+    assert compared > 100
+
+
+_COUNTED = {"visits": count_visits, "transactions": count_transactions, "staking": count_staking}
+
+
+def _records_of(document: Any, records: list[Any]) -> list[Any]:
+    """Return the records that a document of figures is of, by its facts."""
+    facts = document["metadata"]["facts"]
+    source = "session" if facts["topic"] == "visits" else "transaction"
+    chosen = [row for row in records if row["sourceType"] == source]
+    if facts["scope"] == "site":
+        chosen = [row for row in chosen if row["siteId"] == document["siteId"]]
+    for name in ("contractId", "chain"):
+        if facts["scope"] == name.removesuffix("Id"):
+            chosen = [row for row in chosen if row["metadata"]["facts"].get(name) == facts[name]]
+    if facts["label"] == "all":
+        return chosen
+    start, end = facts["window"]["start"], facts["window"]["end"]
+    return [row for row in chosen if start <= row["metadata"].get("timeframe", {}).get("start", end) < end]
+
+
+def test_no_team_gets_a_figure_of_another() -> None:
+    for question in QUESTIONS:
+        stranger = team("Pebble Street")
+        assert asker(question) != stranger
+        answer = ask(question.text, stranger)
+        if isinstance(answer, FigureAnswer):
+            assert {str(row["teamId"]) for row in answer.cited} <= {stranger}, question.text
+
+
+def test_one_bound_to_a_website_gets_its_figures_without_naming_it_and_no_other_site_s() -> None:
+    (site,) = {
+        row["siteId"] for row in stored() if "aurora-docs.example" in str(row["metadata"]["facts"].get("domain"))
+    }
+    own = ask("How many visitors were there in May 2024?", team("Aurora Markets"), site)
+    assert isinstance(own, FigureAnswer)
+    assert {figure.subject for figure in own.figures} == {"Aurora Markets (aurora-docs.example)"}
+    other = ask("How many visitors did Aurora Swap have in May 2024?", team("Aurora Markets"), site)
+    assert isinstance(other, Refusal)
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("How many visitors did Aurora Swap have from 2024 to 2025?", "1,362 visitors"),
+        ("What was the median visit to Aurora Swap in 2024, in seconds?", "median visit"),
+        ("What was the bounce rate of Aurora Swap on mobile in March 2024?", "mobile, March 2024: bounce rate"),
+        (
+            "How did the bounce rate of Aurora Swap differ by device in March 2024?",
+            "bounce rate by device in %: desktop",
+        ),
+        ("How many transactions above 25 QUSD did the Quillon Dollar on Polygon have?", "transactions [1]"),
+        ("How much gas did Quillon Finance use in the first quarter of 2025?", "gas used"),
+        ("How many swaps did Aurora's router on Base make?", "swap transactions"),
+        ("How many visitors did Aurora Swap have in March and in April 2024?", "43 visitors"),
+    ],
+)
+def test_what_no_document_holds_is_counted_or_looked_up_piece_by_piece(question: str, said: str) -> None:
+    owner = "Aurora Markets" if "Aurora" in question else "Quillon Finance"
+    answer = ask(question, team(owner))
+    assert isinstance(answer, FigureAnswer), answer
+    assert said in tell(answer)
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ("How many visitors did Nimbus Swap have in March 2024?", "nothing is called Nimbus"),
+        ("How many visitors did Aurora Swap have in March 2019?", "nothing is recorded"),
+        ("How many visitors will Aurora Swap have next month?", "no forecast"),
+        ("Why did the visits to Aurora Swap fall in April 2024?", "not why"),
+        ("What was the volume of the Aurora Exchange in US dollars?", "no price"),
+        ("How many holders does the Aurora Exchange have?", "balances"),
+        ("How many visitors of Aurora Swap are women?", "personal"),
+    ],
+)
+def test_what_the_store_can_t_support_is_refused_with_what_would_be_needed(question: str, reason: str) -> None:
+    answer = ask(question, team("Aurora Markets"))
+    assert isinstance(answer, Refusal), answer
+    assert reason in answer.reason
+    assert answer.needed in tell_refusal(answer)
+
+
+def test_what_asks_for_texts_is_no_question_for_figures() -> None:
+    for text in ("failed swaps on Polygon in May", "show me approvals without a limit", "NFT mints paid with ether"):
+        assert ask(text, team("Aurora Markets")) is None
