@@ -71,8 +71,6 @@ class Drift:
     notes: list[str] = field(default_factory=list)
 
 
-
-
 class VectorStore(MongoDatabase):
     """The database that holds the vectors, dead letters, checkpoints and jobs.
 

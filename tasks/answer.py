@@ -11,7 +11,9 @@ from typing import Any
 
 from blocks.vector_store import VectorStore
 from tasks.domain.answers.answering import answer_figures, find_subjects
+from tasks.domain.answers.asking import ALL_TIME_SPAN, Span
 from tasks.domain.answers.model import FigureAnswer, Refusal
+from tasks.domain.answers.overviews import Overview, make_overview
 from tasks.domain.answers.subjects import Subject
 from tasks.domain.retrieval.engine import Engine, Engines
 from tasks.domain.retrieval.filters import Filter
@@ -66,17 +68,35 @@ class Answerer:
         engine = self._engines.live()
         return StoreLibrary(engine, self._vectors.at(engine.generation), tenant)
 
-    def answer(self, understood: Understood, tenant: Tenant) -> FigureAnswer | Refusal | None:
+    def answer(
+        self, understood: Understood, tenant: Tenant, *, over: Span = ALL_TIME_SPAN
+    ) -> FigureAnswer | Refusal | None:
         """Return the figures with what they rest on, whole, or why they can't be known; None for other questions.
+
+        A question that names no time is asked ``over`` one.
+        Raises ``PipelineError`` where the store does not answer.
+        """
+        if tenant.team_id is None:
+            return None  # figures are a team's: those of all teams together are nobody's
+        library = self.open(tenant)
+        found = answer_figures(understood, library, now=self._clock(), subjects=self._known(library), over=over)
+        if not isinstance(found, FigureAnswer):
+            return found
+        return replace(found, cited=self._whole(library, found.cited))
+
+    def overview(self, understood: Understood, tenant: Tenant, chosen: Span) -> Overview:
+        """Return what a dashboard shows for a question, over ``chosen`` or the time that it names.
 
         Raises ``PipelineError`` where the store does not answer.
         """
         library = self.open(tenant)
-        found = answer_figures(understood, library, now=self._clock(), subjects=self._known(library))
-        if not isinstance(found, FigureAnswer):
-            return found
-        rows = library.store.read_documents([row["_id"] for row in found.cited], within=tenant.criteria())
-        return replace(found, cited=tuple(rows.get(row["_id"], row) for row in found.cited))
+        found = make_overview(understood, library, self._known(library), chosen, now=self._clock())
+        return replace(found, cited=self._whole(library, found.cited))
+
+    def _whole(self, library: StoreLibrary, cited: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+        """Return documents with their texts, those that still stand."""
+        rows = library.store.read_documents([row["_id"] for row in cited], within=library.tenant.criteria())
+        return tuple(rows.get(row["_id"], row) for row in cited)
 
     def _known(self, library: StoreLibrary) -> list[Subject]:
         key, now = (library.engine.generation, library.tenant), time.monotonic()

@@ -126,11 +126,18 @@ class Retriever:
         _count(began, 1, results=len(found.hits), score=best, cached=cached)
         return found
 
+    def understand(self, question: str, tenant: Tenant) -> Understood:
+        """Return how a question is read. Raises ``PipelineError`` where the store does not answer."""
+        return self._understand(self._engines.live(), question, tenant)
+
+    def _understand(self, engine: Engine[Any], question: str, tenant: Tenant) -> Understood:
+        return understand(question, self._vocabulary(engine, tenant), now=self._clock())
+
     def _retrieve(
         self, question: str, tenant: Tenant, limit: int, min_score: float, where: Filter
     ) -> tuple[Retrieval, bool]:
         engine = self._engines.live()
-        understood = understand(question, self._vocabulary(engine, tenant), now=self._clock())
+        understood = self._understand(engine, question, tenant)
         store, embedder = self._store(engine.generation)
         notes: tuple[str, ...] = ()
         asked, cached = None, False

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from blocks.rate_book import RateBook
-from deployments.http import dashboard, generate, health, metrics, rag
+from deployments.http import ai, dashboard, generate, health, metrics, rag
 from deployments.http.auth import make_admin_check
 from deployments.http.guard import Guard, read_networks
 from deployments.http.parts import HttpParts
@@ -44,6 +44,7 @@ def make_app(parts: HttpParts, *, lifespan: Lifespan | None = None) -> FastAPI:
     retrieval = rag.Rag(parts, rates)
     app.include_router(rag.make_routes(retrieval, who_asks))
     app.include_router(generate.make_routes(retrieval, who_asks))
+    app.include_router(ai.make_routes(retrieval, who_asks))
     _answer_with_problems(app)
     app.add_middleware(
         Guard,

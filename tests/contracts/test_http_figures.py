@@ -39,20 +39,34 @@ def told() -> Told:
 
 
 @pytest.fixture(scope="module")
+def gemini() -> Iterator[LoopbackGemini]:
+    with LoopbackGemini(api_key=KEY, models=("gemini-2.5-flash",)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def service(
-    mongo_uri: str, mongo_client: MongoClient[Row], tmp_path_factory: pytest.TempPathFactory, told: Told
+    mongo_uri: str,
+    mongo_client: MongoClient[Row],
+    tmp_path_factory: pytest.TempPathFactory,
+    told: Told,
+    gemini: LoopbackGemini,
 ) -> Iterator[RagService]:
     database = mongo_client["test_http_figures"]
     database["teams"].insert_many(told.golden.records["teams"])
     database["websites"].insert_many(told.golden.records["websites"])
-    with LoopbackGemini(api_key=KEY, models=("gemini-2.5-flash",)) as gemini:
-        gemini.writer = lambda _: pytest.fail("a model was asked for a figure")
-        chosen = {"gemini_api_key": KEY, "gemini_base_url": gemini.url}
-        try:
-            with running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), told.rows, **chosen) as running:
-                yield running
-        finally:
-            mongo_client.drop_database("test_http_figures")
+    chosen = {"gemini_api_key": KEY, "gemini_base_url": gemini.url}
+    try:
+        with running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), told.rows, **chosen) as running:
+            yield running
+    finally:
+        mongo_client.drop_database("test_http_figures")
+
+
+@pytest.fixture(autouse=True)
+def _a_writer_that_knows_nothing(gemini: LoopbackGemini) -> None:
+    gemini.writer = lambda _: "NOT_KNOWN"
+    gemini.prompts.clear()
 
 
 def ask(service: RagService, told: Told, query: str, *, site: str = "aurora-swap.example", team: str = TEAM) -> Any:
@@ -73,8 +87,11 @@ def figures_of(told: Told, label: str, topic: str = "visits") -> Row:
     return found
 
 
-def test_a_figure_is_that_of_its_document_which_is_cited(service: RagService, told: Told) -> None:
+def test_a_figure_is_that_of_its_document_which_is_cited_and_no_model_is_asked(
+    service: RagService, told: Told, gemini: LoopbackGemini
+) -> None:
     answer = ask(service, told, "How many sessions and visitors were there in May 2024?")
+    assert gemini.prompts == []
     assert answer["success"] is True
     assert answer["metadata"]["model"] == "figures"
     assert answer["metadata"]["tokensUsed"] == 0
@@ -124,3 +141,66 @@ def test_a_team_gets_the_figures_of_its_own_alone(service: RagService, told: Tol
     for answer, team in ((mine, TEAM), (theirs, OTHER)):
         rows = {row["documentId"]: row for row in told.rows}
         assert {str(rows[one["documentId"]]["teamId"]) for one in answer["citations"]} == {told.teams[team]}
+
+
+def overview(service: RagService, told: Told, query: str, **more: Any) -> Any:
+    body = {"query": query, "siteId": told.sites["aurora-swap.example"], "teamId": told.teams[OTHER], **more}
+    return service.post("/api/ai/query", body, team=told.teams[TEAM]).json()
+
+
+def test_an_overview_shows_the_figures_of_a_month_and_how_they_changed(
+    service: RagService, told: Told, gemini: LoopbackGemini
+) -> None:
+    wanted = figures_of(told, "2024-05")
+    seen = f"There were {wanted['sessions']} sessions"
+    gemini.writer = lambda _: f"{seen} [1]."
+    answer = overview(service, told, "How was the traffic?", timeframe="May 2024")
+    assert answer["success"] is True
+    assert answer["data"].keys() >= {"metrics", "visualizations", "tables", "insights"}
+    assert answer["insights"][-1] == f"{seen}."
+    shown = {one["title"]: one["value"] for one in answer["metrics"]}
+    assert (shown["Sessions"], shown["Visitors"]) == (wanted["sessions"], wanted["visitors"])
+    series = answer["visualizations"][0]
+    assert series["type"] == "multiLine"
+    assert sum(one["sessions"] for one in series["data"]) == wanted["sessions"]
+    (pages,) = (one for one in answer["tables"] if one["title"] == "Top pages")
+    assert [column["key"] for column in pages["columns"]] == ["page", "views"]
+    assert [list(row.values()) for row in pages["data"]] == [list(one.values()) for one in wanted["topPages"]]
+    assert {one["sourceType"] for one in answer["citations"]} == {"analytics"}
+
+
+@pytest.mark.parametrize(
+    ("query", "titles", "kinds"),
+    [
+        ("Where do we stand?", {"Sessions", "Transactions"}, {"multiLine", "multiBar", "pie"}),
+        ("Show the conversion funnel", {"Visitors", "Wallets that transacted"}, {"composed"}),
+        ("How did our campaigns do?", {"Campaigns"}, {"composed", "scatter"}),
+        ("How much was staked in our contracts?", {"Staking calls"}, {"area"}),
+    ],
+)
+def test_an_overview_shows_what_the_question_is_about(
+    service: RagService, told: Told, query: str, titles: set[str], kinds: set[str]
+) -> None:
+    answer = overview(service, told, query, timeframe="all")
+    assert {one["title"] for one in answer["metrics"]} >= titles
+    assert {one["type"] for one in answer["visualizations"]} >= kinds
+    known = {row["documentId"]: str(row["teamId"]) for row in told.rows}
+    assert {known[one["documentId"]] for one in answer["citations"]} == {told.teams[TEAM]}
+
+
+def test_what_a_model_says_beside_the_figures_is_not_shown(
+    service: RagService, told: Told, gemini: LoopbackGemini
+) -> None:
+    gemini.writer = lambda _: "There were 987654 sessions [1]."
+    answer = overview(service, told, "How was the traffic?", timeframe="2024-05")
+    assert answer["metrics"]
+    assert "987654" not in str(answer)
+
+
+def test_a_time_without_records_shows_nothing_and_says_so(service: RagService, told: Told) -> None:
+    answer = overview(service, told, "How was the traffic?", timeframe="7d")
+    assert answer["success"] is False
+    assert "nothing is recorded" in answer["error"].lower()
+    wrong = overview(service, told, "How was the traffic?", timeframe="a while")
+    assert wrong["success"] is False
+    assert "30d" in wrong["error"]

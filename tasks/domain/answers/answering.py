@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from tasks.domain.aggregates.periods import ALL_TIME, Calendar
-from tasks.domain.answers.asking import Span, read_question
+from tasks.domain.answers.asking import ALL_TIME_SPAN, Span, read_question
 from tasks.domain.answers.cases import Case
 from tasks.domain.answers.counting import count_visits
 from tasks.domain.answers.direct import (
@@ -82,11 +82,17 @@ _ACROSS: tuple[tuple[Literal["site", "chain", "campaign", "contract"], re.Patter
 
 
 def answer_figures(
-    understood: Understood, library: Library, *, now: datetime, subjects: Sequence[Subject] | None = None
+    understood: Understood,
+    library: Library,
+    *,
+    now: datetime,
+    subjects: Sequence[Subject] | None = None,
+    over: Span = ALL_TIME_SPAN,
 ) -> FigureAnswer | Refusal | None:
     """Return the figures that a question asks for, or why they can't be known; None where it asks for no figures.
 
-    ``subjects`` are what ``find_subjects`` found, which may be kept. Errors are the library's.
+    ``subjects`` are what ``find_subjects`` found, which may be kept; a question that names no time is asked ``over``
+    one. Errors are the library's.
     """
     question = " ".join(understood.question.split())
     strong = _STRONG.search(question) is not None
@@ -94,7 +100,7 @@ def answer_figures(
         return None
     known = find_subjects(library) if subjects is None else subjects
     asked = read_question(question, known, now=now)
-    case = Case(asked, understood, known, Lookup(library, asked.zone), strong)
+    case = Case(asked, understood, known, Lookup(library, asked.zone), strong, over)
     try:
         return case.found.finish() if _answers(case) else None
     except RefusedError as error:

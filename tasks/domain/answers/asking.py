@@ -61,12 +61,15 @@ class Span:
     assumed: str = ""
 
 
+ALL_TIME_SPAN = Span(ALL_TIME, None, None, ALL_TIME.words)
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a question names. ``said`` is the rest of it in lower case: which figures it asks for.
 
-    ``left`` is the same with its capitals, ``number`` how many of a ranking are asked for, and ``later`` the later of two
-    times of which one follows the other: what changed between them stands there.
+    ``left`` is the same with its capitals, ``number`` how many of a ranking are asked for, and ``later`` the later of
+    two times of which one follows the other: what changed between them stands there.
     """
 
     question: str

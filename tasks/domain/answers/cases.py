@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tasks.domain.aggregates.periods import ALL_TIME
-from tasks.domain.answers.asking import Asked, Span
+from tasks.domain.answers.asking import ALL_TIME_SPAN, Asked, Span
 from tasks.domain.answers.lexicon import MONEY, Topic
 from tasks.domain.answers.lookups import Lookup
 from tasks.domain.answers.model import Collector, RefusedError, Scope
@@ -44,19 +43,23 @@ _WORDS_OF_VISITS = frozenset(_VISITS_ARE_TOLD_APART_BY.split())
 
 @dataclass(slots=True)
 class Case:
-    """``strong`` holds for questions that beyond doubt ask for a figure, and not for texts."""
+    """``strong`` holds for questions that beyond doubt ask for a figure, and not for texts.
+
+    ``over`` is the time of a question that names none.
+    """
 
     asked: Asked
     understood: Understood
     subjects: Sequence[Subject]
     lookup: Lookup
     strong: bool
+    over: Span = ALL_TIME_SPAN
     found: Collector = field(default_factory=Collector)
 
     @property
     def times(self) -> list[Span]:
         """Return the times that figures are asked of."""
-        return list(self.asked.spans)[:MOST_ANSWERS] or [Span(ALL_TIME, None, None, ALL_TIME.words)]
+        return list(self.asked.spans)[:MOST_ANSWERS] or [self.over]
 
     def told_kinds(self, kinds: frozenset[str]) -> frozenset[str]:
         """Return the kinds of what is named; of a name that several things share, the one that the words are about."""
@@ -131,8 +134,9 @@ class Case:
             if re.search(r"[.?!:]\s+$", text[: match.start()]):
                 continue
             whole = _NAME.match(text, match.start())
+            called = (said if whole is None else whole.group())[:60]
             raise RefusedError(
-                f"nothing is called {(said if whole is None else whole.group())[:60]} among the websites, contracts, campaigns and tokens that may be seen",
+                f"nothing is called {called} among the websites, contracts, campaigns and tokens that may be seen",
                 "its name as it is known here",
             )
 
