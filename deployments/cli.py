@@ -12,7 +12,7 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -35,6 +35,7 @@ from deployments.runs import print_report, run_migrate
 if TYPE_CHECKING:
     from deployments.settings import Settings
     from deployments.up import Standing
+    from tasks.domain.answers.model import FigureAnswer, Refusal
     from tasks.retrieve import Hit, Retrieval
 
 DEMO_ROWS = 5_000
@@ -143,8 +144,8 @@ def search(
 ) -> None:
     """Ask the store: what a question says exactly becomes conditions, the rest is searched by words and by meaning.
 
-    Prints what was understood, then the best documents with their scores and sources. The index lies under
-    CRYPTIQUE_HOME; the first search makes it.
+    A team's question for figures is answered with them first, or refused. Then comes what was understood, and the best
+    documents with their scores and sources. The index lies under CRYPTIQUE_HOME; the first search makes it.
 
     Example: cryptique-rag search "who claimed staking rewards on Polygon" --all-teams --limit 5
     """
@@ -161,7 +162,7 @@ def search(
         asked = [{"qid": "", "question": question}] if question is not None else _read_questions(questions)
         found = _search([item["question"] for item in asked], team_id, site, limit)
         if run is not None:
-            _write_run(run, [item["qid"] for item in asked], found)
+            _write_run(run, [item["qid"] for item in asked], [one.retrieval for one in found])
             say(f"{len(found)} questions answered into {run}")
         elif as_json:
             print_json(_found_json(found[0]))
@@ -365,7 +366,14 @@ def _run_demo(settings: Settings, rows: int, fresh: bool) -> None:
 # -- parts of commands ----------------------------------------------------------------------------------------
 
 
-def _search(questions: list[str], team_id: str | None, site_id: str | None, limit: int) -> list[Retrieval]:
+class _Found(NamedTuple):
+    """What a question found, and its figures where it asks for some."""
+
+    retrieval: Retrieval
+    answer: FigureAnswer | Refusal | None
+
+
+def _search(questions: list[str], team_id: str | None, site_id: str | None, limit: int) -> list[_Found]:
     from deployments.local_services import running_services
     from deployments.settings import load_settings
 
@@ -381,9 +389,10 @@ def _search_in(
     team_id: str | None,
     site_id: str | None,
     limit: int,
-) -> list[Retrieval]:
+) -> list[_Found]:
     from blocks.search_indexes import SearchIndexes
     from deployments.register_blocks import make_blocks
+    from tasks.answer import Answerer
     from tasks.domain.retrieval.tenants import Tenant
     from tasks.retrieve import Retriever
 
@@ -394,7 +403,9 @@ def _search_in(
     try:
         indexes.open()
         retriever = Retriever(indexes, blocks.vectors, embedders)
-        return [retriever.retrieve(question, tenant, limit=limit) for question in questions]
+        answerer = Answerer(indexes, blocks.vectors)
+        found = [retriever.retrieve(question, tenant, limit=limit) for question in questions]
+        return [_Found(one, answerer.answer(one.understood, tenant)) for one in found]
     finally:
         indexes.stop()
         blocks.vectors.close()
@@ -451,7 +462,17 @@ def _print_standing(standing: Standing) -> None:
         print(f"{name:<13}{value}")
 
 
-def _print_found(found: Retrieval) -> None:
+def _print_found(asked: _Found) -> None:
+    from tasks.domain.answers.model import FigureAnswer
+    from tasks.domain.answers.telling import tell, tell_refusal
+
+    found, answer = asked
+    if isinstance(answer, FigureAnswer):
+        print(f"    {tell(answer)}")
+        for number, row in enumerate(answer.cited, start=1):
+            print(f"    [{number}] {row['documentId']}")
+    elif answer is not None:
+        print(f"    not answered with figures: {tell_refusal(answer)}")
     for one in found.understood.readings:
         print(f"    {one.words!r}: {one.meaning}")
     for note in found.notes:
@@ -467,10 +488,20 @@ def _print_found(found: Retrieval) -> None:
         print(f"           {hit.source_type.replace('_', ' ')} {cited}{where}, record {hit.source_id}{more}")
 
 
-def _found_json(found: Retrieval) -> dict[str, Any]:
+def _found_json(asked: _Found) -> dict[str, Any]:
+    from tasks.domain.answers.model import FigureAnswer
+    from tasks.domain.answers.telling import figures_of, tell, tell_refusal
     from tasks.retrieve import explain
 
+    found, answer = asked
+    told: dict[str, Any] = {"answer": None, "figures": [], "citations": [], "refused": None}
+    if isinstance(answer, FigureAnswer):
+        cited = [row["documentId"] for row in answer.cited]
+        told |= {"answer": tell(answer), "figures": figures_of(answer), "citations": cited}
+    elif answer is not None:
+        told["refused"] = tell_refusal(answer)
     return {
+        **told,
         "results": [_hit_json(hit) for hit in found.hits],
         "understood": explain(found.understood.readings),
         "fitting": found.fitting,

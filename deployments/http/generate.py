@@ -20,7 +20,7 @@ from blocks.gemini_chat import GeminiChat
 from deployments.http.rag import Asked, Query, Rag, SiteId, both_levels, result_of, source_of, understood_of
 from deployments.http.tokens import Caller
 from tasks.domain.answers.model import FigureAnswer, Refusal
-from tasks.domain.answers.telling import tell, tell_refusal
+from tasks.domain.answers.telling import figures_of, tell, tell_refusal
 from tasks.domain.errors import PipelineError
 from tasks.domain.retrieval.grounding import NOT_KNOWN, cited_in, extract_answer, find_fault, make_prompt
 from tasks.retrieve import Retrieval, hit_of
@@ -119,23 +119,6 @@ def make_routes(rag: Rag, who_asks: Callable[[Request], Any]) -> APIRouter:
         return JSONResponse({**both_levels(data), "success": False, "error": _NOTHING_FOUND})
 
     return router
-
-
-def figures_of(answer: FigureAnswer) -> list[dict[str, Any]]:
-    """Return figures as an answer holds them; ``value`` is exact, and ``path`` is where a cited document has it."""
-    numbers = {row["documentId"]: number for number, row in enumerate(answer.cited, 1)}
-    return [
-        {
-            "name": one.name,
-            "value": one.value,
-            "unit": one.unit,
-            "path": one.path,
-            "subject": one.subject,
-            "window": one.window,
-            "citations": [numbers[document_id] for document_id in one.document_ids],
-        }
-        for one in answer.figures
-    ]
 
 
 def _with_figures(answer: FigureAnswer, found: Retrieval) -> dict[str, Any]:

@@ -40,6 +40,23 @@ def tell_refusal(refusal: Refusal) -> str:
     return f"{refusal.reason[0].upper()}{refusal.reason[1:]}. Needed: {refusal.needed}."
 
 
+def figures_of(answer: FigureAnswer) -> list[dict[str, Any]]:
+    """Return figures as an answer holds them; ``value`` is exact, and ``path`` is where a cited document has it."""
+    numbers = {row["documentId"]: number for number, row in enumerate(answer.cited, 1)}
+    return [
+        {
+            "name": one.name,
+            "value": one.value,
+            "unit": one.unit,
+            "path": one.path,
+            "subject": one.subject,
+            "window": one.window,
+            "citations": [numbers[document_id] for document_id in one.document_ids],
+        }
+        for one in answer.figures
+    ]
+
+
 def _with_units(figures: Sequence[Figure]) -> list[str]:
     """Return each figure in words; amounts of several units stand beside their units, and the units not alone."""
     units: list[str] = []
