@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tasks.domain.retrieval.engine import Engine, Ranked
 from tasks.domain.retrieval.filters import AnyOf, Filter
 from tasks.domain.retrieval.fusion import fold, fuse
+from tasks.domain.retrieval.related import with_related
 from tasks.domain.retrieval.tenants import Tenant
 from tasks.domain.retrieval.understanding import Understood
 from tasks.domain.vectors import Matrix
@@ -17,6 +18,7 @@ DEPTH = 200
 #: Texts are written by the describer in the words of analysts: what matches them counts twice what is only near.
 _WORDS_WEIGHT = 2.0
 _PREFERRED_WEIGHT = 2.0
+_RELATED_WEIGHT = 0.5
 
 
 class Ranking(NamedTuple):
@@ -41,7 +43,7 @@ def rank(
     chosen = engine.choose(tenant, understood.where & where)
     if not len(chosen):
         return Ranking([], 0)
-    words = dict.fromkeys(understood.words, 1.0)
+    words = with_related(understood.words, weight=_RELATED_WEIGHT)
 
     def nearest(documents: Any) -> list[Ranked]:
         if asked is not None:

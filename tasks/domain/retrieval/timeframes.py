@@ -307,8 +307,11 @@ def _frame(text: str, word: str, first: _Point, last: _Point, begins: int) -> Ti
             start, label = None, None
         elif word in ("after", "later than"):
             start, end, label = first.end, None, None
-        elif word in ("since", "starting", "as of"):
+        elif word in ("since", "starting", "as of") or (
+            word == "from" and after and after.group("word").lower() == "on"
+        ):
             end, label = None, None
+            end_of_words += after.end() if after and word == "from" else 0
         elif after and after.group("word").lower() != "on":
             later = "late" in after.group("word").lower() or "onward" in after.group("word").lower()
             start, end, label = (first.start, None, None) if later else (None, first.end, None)

@@ -42,7 +42,7 @@ _TO = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = (
-    r"(?P<{0}>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?|\.\d+|half an?|an?|one|two|three|five|ten|twenty|fifty|"
+    r"(?P<{0}>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?|\.\d+|half an?|(?:a )?quarter(?: of)?(?: an?)?|an?|one|two|three|five|ten|twenty|fifty|"
     r"(?:a |one )?hundred)"
     r"(?: ?(?P<{0}_times>k|m|bn|thousand|million|billion)(?![a-z]))?"
 )
@@ -59,7 +59,7 @@ _BEHIND = (
 _UNIT = r"(?P<unit>[^\W\d_][\w.$+-]{0,19})"
 _QUANTITY = re.compile(
     rf"(?<![\w.,])(?:between (?P<between>)|{_SIGN} )?{_NUMBER.format('low')}"
-    rf"(?: ?(?:and|to|-|–) ?{_NUMBER.format('high')})?(?: ?(?!or |and )(?:of )?{_UNIT})?{_BEHIND}?(?![\w])",
+    rf"(?: ?(?:and|to|-|–) ?{_NUMBER.format('high')})?(?P<plus>\+)?(?: ?(?!or |and )(?:of )?{_UNIT})?{_BEHIND}?(?![\w])",
     re.IGNORECASE,
 )
 _TIMES = {
@@ -73,6 +73,9 @@ _TIMES = {
 _SAID = {
     "half a": "0.5",
     "half an": "0.5",
+    **dict.fromkeys(
+        (f"{a}quarter{of}{an}" for a in ("", "a ") for of in ("", " of") for an in ("", " a", " an")), "0.25"
+    ),
     "a": "1",
     "an": "1",
     "one": "1",
@@ -479,7 +482,7 @@ class _Reader:
 
     def _is_symbol(self, word: str, *, bracketed: bool) -> bool:
         """Return whether a word is a token's symbol: one that is known, and written as one, and no chain's name."""
-        written = bracketed or any(char.isupper() or char.isdigit() for char in word[1:])
+        written = bracketed or any(char.isupper() or char.isdigit() for char in word[1:]) or word.istitle()
         chain = find_chain(word)
         a_chain = chain is not None and chain.chain_id is not None and word not in _COINS.values()
         return written and not a_chain and word.lower() in self.vocabulary.tokens
@@ -514,7 +517,11 @@ def _core(name: str) -> frozenset[str]:
 
 def _bounds(found: Mapping[str, str]) -> tuple[float, float, bool, bool] | None:
     """Return the lower and the upper bound and whether each lies outside; None where no comparison is said."""
-    low = _figure(found["low"], found.get("low_times") or (found.get("high_times") if "high" in found else None))
+    low = _figure(found["low"], found.get("low_times"))
+    if "high" in found and "low_times" not in found:
+        # "1 and 2.5m" are millions both, and "100 and 5k" are not thousands both.
+        shared = _figure(found["low"], found.get("high_times"))
+        low = shared if shared <= _figure(found["high"], found.get("high_times")) else low
     behind = found.get("behind", "").lower()
     if "high" in found:
         high = _figure(found["high"], found.get("high_times"))
@@ -523,7 +530,7 @@ def _bounds(found: Mapping[str, str]) -> tuple[float, float, bool, bool] | None:
         return min(low, high), max(low, high), False, False
     if any(word in behind for word in ("less", "below", "under", "lower", "fewer")):
         return -inf, low, False, False
-    if behind:
+    if behind or "plus" in found:
         return low, inf, False, False
     if "more" in found:
         return low, inf, True, False
