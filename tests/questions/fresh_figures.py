@@ -209,7 +209,7 @@ QUESTIONS = (
         "peak hours",
         (
             "Which hour of day (UTC) has the most transactions across Lanternfish Labs' contracts, and "
-            "how many fall on Mondays to Sundays?"
+            "how many came on each weekday, Monday first?"
         ),
         Look("transactions", "all", team="Lanternfish Labs"),
         ("figures.busiestHours[0]", "figures.weekdays"),
