@@ -94,11 +94,11 @@ def make_routes(rag: Rag, who_asks: Callable[[Request], Any]) -> APIRouter:
         tenant = rag.admit(caller, asked.siteId)
         found = rag.retrieve(asked.query, tenant, limit=asked.contextLimit, min_score=_MIN_SCORE)
         counted = rag.answer(found, tenant)
-        if isinstance(counted, Refusal):
-            return _refused(counted, found)
-        if counted is not None:
-            return both_levels(_with_figures(counted, found))
         texts = [hit.content for hit in found.hits]
+        if isinstance(counted, Refusal) and not _is_told(counted, texts):
+            return _refused(counted, found)
+        if isinstance(counted, FigureAnswer):
+            return both_levels(_with_figures(counted, found))
         chat = rag.parts.chat if texts else None
         written = write_answer(chat, asked.query, texts, max_tokens=asked.maxTokens, temperature=asked.temperature)
         cited = [number for number in cited_in(written.text) if number <= len(texts)]
@@ -119,6 +119,11 @@ def make_routes(rag: Rag, who_asks: Callable[[Request], Any]) -> APIRouter:
         return JSONResponse({**both_levels(data), "success": False, "error": _NOTHING_FOUND})
 
     return router
+
+
+def _is_told(refusal: Refusal, texts: Sequence[str]) -> bool:
+    """Return whether a text speaks of what is no website, contract or campaign."""
+    return refusal.about is not None and any(refusal.about.lower() in text.lower() for text in texts)
 
 
 def _with_figures(answer: FigureAnswer, found: Retrieval) -> dict[str, Any]:

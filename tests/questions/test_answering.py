@@ -16,10 +16,12 @@ from tasks.domain.answers.telling import tell, tell_refusal
 from tasks.domain.retrieval.grounding import find_fault
 from tasks.domain.retrieval.understanding import Vocabulary, understand
 from tests.questions.answers import team_ids
+from tests.questions.fresh_figures import QUESTIONS as FRESH
 from tests.questions.library import MemoryLibrary, golden_library
 from tests.questions.questions import QUESTIONS
 from tests.questions.reading import Question
 from tests.questions.test_questions import UNANSWERED, golden, reads, stored
+from tests.questions.unanswerable import UNANSWERABLE
 
 NOW = datetime(2025, 7, 31, tzinfo=UTC)
 
@@ -76,6 +78,16 @@ def fault_of(question: Question, team_id: str) -> str | None:
 def test_of_sixty_questions_all_but_three_at_most_are_answered_right_and_cited() -> None:
     wrong = [fault for question in QUESTIONS if (fault := fault_of(question, asker(question))) is not None]
     assert len(wrong) <= 3, "\n".join(wrong)
+
+
+def test_fresh_questions_worded_by_somebody_else_are_answered_right_but_for_one_at_most() -> None:
+    wrong = [fault for question in FRESH if (fault := fault_of(question, asker(question))) is not None]
+    assert len(wrong) <= 1, "\n".join(wrong)
+
+
+def test_of_twenty_questions_without_an_answer_eighteen_at_least_are_refused() -> None:
+    answered = [one.text for one in UNANSWERABLE if not isinstance(ask(one.text, team(one.team)), Refusal)]
+    assert len(answered) <= 2, answered
 
 
 def test_an_answer_in_words_says_nothing_that_its_documents_do_not() -> None:
@@ -189,6 +201,9 @@ def test_what_no_document_holds_is_counted_or_looked_up_piece_by_piece(question:
         ("What was the volume of the Aurora Exchange in US dollars?", "no price"),
         ("How many holders does the Aurora Exchange have?", "balances"),
         ("How many visitors of Aurora Swap are women?", "personal"),
+        ("Give me the phone numbers of Aurora Swap's visitors", "personal"),
+        ("Add up the AURX and ETH volumes of the Aurora Exchange", "never added up"),
+        ("What was the ROI on mobile of Spring liquidity?", "not kept by device"),
     ],
 )
 def test_what_the_store_can_t_support_is_refused_with_what_would_be_needed(question: str, reason: str) -> None:

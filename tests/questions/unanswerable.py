@@ -43,8 +43,8 @@ UNANSWERABLE = (
         near=True,
     ),
     Unanswerable(
-        "What was the bounce rate of Aurora Swap on mobile phones in April 2024?",
-        "bounces are counted for all sessions; of a device only the sessions are kept",
+        "How many per cent of Aurora Swap's visitors on mobile phones connected a wallet in April 2024?",
+        "of the funnel nothing is kept by device",
         "Aurora Markets",
         near=True,
     ),

@@ -48,21 +48,31 @@ from tasks.domain.retrieval.understanding import Understood
 from tasks.domain.retrieval.words import stem_of, words_of
 
 _MOST_SUBJECTS = 2_000
+#: What asks for a figure, and not for texts, wherever it stands.
 _STRONG = re.compile(
-    r"^(?:and |so |then )?(?:how (?:many|much|often|long|busy|big|large|high|does|do|did)|"
-    r"total\b|number of|count\b|sum of|average|median|"
-    r"what (?:share|percentage|number|proportion|part|is the (?:total|average|median|number|volume|share)|"
-    r"was the (?:total|average|median|number|volume|share|true))|compare\b|"
-    r"(?:\w+ )?(?:which|what|where|whose|who)\b.*"
-    r"\b(?:most|least|fewest|highest|lowest|largest|biggest|top|busiest|best|main|popular)\b|"
-    r"(?:did|has|have|was|were|is)\b.*\b(?:more|fewer|less|higher|lower)\b.*\bthan\b)",
+    r"\b(?:how (?:many|much|often|long|busy|big|large|high)|(?<!fixed )(?<!exact )numbers? of|volumes?\b|"
+    r"what number|counts? of|count\b|totals?\b|"
+    r"in total|sum of|add(?:ed)? up|averages?\b|mean\b|median|percentage|per ?cent|shares? of|rates?\b|"
+    r"top (?:\d|two|three|four|five|ten)|(?:which|what|where|whose|who)\b.*"
+    r"\b(?:most|least|fewest|highest|lowest|largest|biggest|top|busiest|best|main|popular)|"
+    r"busiest|(?:more|fewer) \w+ .{0,60}\bthan|compared?|versus|split\b|spread\b|distribution|broken down|"
+    r"by (?:device|country|source)|sessions|visitors|page ?views|bounce\w*|conversions?|roi\b|retention|funnel|"
+    r"web3 users|weekdays?)\b",
     re.IGNORECASE,
 )
+#: What asks for anything at all.
 _WEAK = re.compile(
-    r"^(?:what|which|where|when|who|whose|(?:on|in|at|from|by|to|of|with|for|during) (?:which|what|whom)|"
-    r"how|did|does|do|has|have|is|are|was|were|will|why|should|can|could|would)\b",
+    r"^(?:what|which|where|when|who|whose|(?:on|in|at|from|by|to|of|with|for|during) (?:which|what|whom)|how|"
+    r"did|does|do|has|have|is|are|was|were|will|why|should|can|could|would|give|tell|show|list)\b|\?\s*$",
     re.IGNORECASE,
 )
+_TOPICS = {
+    "campaign": "campaigns",
+    "funnel": "the funnel",
+    "staking": "staking",
+    "transactions": "transactions",
+    "visits": "visits",
+}
 _LEAST = re.compile(r"\b(?:least|fewest|lowest|smallest)\b")
 _ACROSS: tuple[tuple[Literal["site", "chain", "campaign", "contract"], re.Pattern[str]], ...] = (
     (
@@ -129,6 +139,8 @@ def _answers(case: Case) -> bool:
         return True
     if topic == "staking" and lock_ends:
         return answer_lock_ends(case)
+    if topic in ("transactions", "staking") and not (case.strong or lock_ends or COMPARED.search(said)):
+        return False  # which transactions they were is told by their texts
     rules = [] if topic is None else fitting(topic, said)
     if topic is not None:
         case.refuse_money(topic)
@@ -170,8 +182,14 @@ class _Reader:
 
     def read_scope(self, scope: Scope) -> None:
         """Read the figures of one scope, over each time."""
-        narrowed = self._narrowed(scope) if self.topic == "visits" else []
+        narrowed = self._narrowed(scope)
         self.case.refuse_strangers([value for one in narrowed for value in told(one.values)])
+        if narrowed and not self._may_be_narrowed(narrowed):
+            raise RefusedError(
+                f"the figures of {_TOPICS[self.topic]} are not kept by {narrowed[0].dimension.name} "
+                f"({', '.join(narrowed[0].values)})",
+                "the same question without it, or one for visits",
+            )
         grouped = self._grouped() if self.topic == "visits" else None
         compared = COMPARED.search(self.case.asked.said) is not None
         kept = self.rules[0].reads[0].startswith("change")
@@ -188,6 +206,10 @@ class _Reader:
                 self._read_change(scope, span, found)
             else:
                 self._read(found or self.case.lookup.count(self.topic, scope, span), span)
+
+    def _may_be_narrowed(self, narrowed: Sequence[_Narrowed]) -> bool:
+        countries = [one.dimension.name for one in narrowed] == ["country"] and "Countries" in self.rules[0].reads[0]
+        return self.topic == "visits" or (self.topic == "campaign" and countries)
 
     def _look(self, scope: Scope, span: Span) -> Found:
         lookup = self.case.lookup
@@ -232,9 +254,13 @@ class _Reader:
 
     def _narrowed(self, scope: Scope) -> list[_Narrowed]:
         """Return what a question about visits narrows them to, by the values that there are."""
-        documents = self.case.lookup.documents("visits", scope, ALL_TIME)
+        if self.topic in ("transactions", "staking"):
+            country = self.case.asked.country
+            return [] if country is None else [_Narrowed(DIMENSIONS[0], (country,))]
+        sites = scope if self.topic == "visits" else Scope("site", "")
+        documents = self.case.lookup.documents("visits", sites, ALL_TIME)
         if self.case.asked.zone != "UTC" and not documents:
-            documents = self.case.lookup.in_utc().documents("visits", scope, ALL_TIME)
+            documents = self.case.lookup.in_utc().documents("visits", sites, ALL_TIME)
         found = []
         words = set(re.findall(r"[^\W_]+", self.case.asked.left.lower()))
         for dimension in DIMENSIONS:

@@ -134,18 +134,20 @@ class Threshold:
     inclusive: bool
 
 
-def find_threshold(said: str) -> Threshold | None:
-    """Return the bounds that a text sets for an amount."""
-    match = _THRESHOLD.search(said)
-    if match is None:
-        return None
-    low, high = match["low"].replace(",", ""), (match["high"] or "").replace(",", "") or None
-    sign = match["sign"]
-    if sign in ("between", "from"):
-        return None if high is None else Threshold(low, high, inclusive=True)
-    if sign in ("below", "under", "less than", "smaller than", "at most", "up to"):
-        return Threshold(None, low, inclusive=sign in ("at most", "up to"))
-    return Threshold(low, None, inclusive=sign == "at least")
+def find_thresholds(said: str) -> list[Threshold]:
+    """Return the bounds that a text sets for amounts, in their order."""
+    found = []
+    for match in _THRESHOLD.finditer(said):
+        low, high = match["low"].replace(",", ""), (match["high"] or "").replace(",", "") or None
+        sign = match["sign"]
+        if sign in ("between", "from"):
+            if high is not None:
+                found.append(Threshold(low, high, inclusive=True))
+        elif sign in ("below", "under", "less than", "smaller than", "at most", "up to"):
+            found.append(Threshold(None, low, inclusive=sign in ("at most", "up to")))
+        else:
+            found.append(Threshold(low, None, inclusive=sign == "at least"))
+    return found
 
 
 def _find_zone(left: str) -> tuple[str, str]:

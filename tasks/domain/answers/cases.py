@@ -138,6 +138,7 @@ class Case:
             raise RefusedError(
                 f"nothing is called {called} among the websites, contracts, campaigns and tokens that may be seen",
                 "its name as it is known here",
+                about=None if self.strong else called,
             )
 
     def refuse_money(self, topic: Topic) -> None:

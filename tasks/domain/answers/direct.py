@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tasks.domain.aggregates.periods import Calendar
-from tasks.domain.answers.asking import find_threshold
+from tasks.domain.answers.asking import Span, Threshold, find_thresholds
 from tasks.domain.answers.cases import MOST_ANSWERS, Case
 from tasks.domain.answers.lexicon import FigureRule, Topic
 from tasks.domain.answers.lookups import MOST_CITED, aware, is_first
@@ -210,30 +210,33 @@ def answer_method(case: Case, rules: Sequence[FigureRule]) -> bool:
 
 
 def answer_threshold(case: Case) -> bool:
-    """Return how many amounts lie within bounds: by the size bands where they are theirs, else counted."""
+    """Tell how many amounts lie within bounds: by the size bands where they are theirs, else counted."""
     said = case.asked.said
-    bounds = find_threshold(said)
-    if bounds is None or re.search(r"\bgas\b", said) or not _COUNTS.search(said):
+    bounds = find_thresholds(said)
+    if not bounds or re.search(r"\bgas\b", said) or not _COUNTS.search(said):
         return False
     case.refuse_strangers(())
     for scope in case.scopes("transactions"):
         for span in case.times:
             found = case.lookup.document("transactions", scope, span) or case.lookup.count("transactions", scope, span)
-            rule = FigureRule("transactions", ("figures.volumes[{unit}]",), ())
-            path = paths_of(case.asked, rule, found)[0]
+            path = paths_of(case.asked, FigureRule("transactions", ("figures.volumes[{unit}]",), ()), found)[0]
             if path.endswith("[*]"):
                 raise RefusedError("amounts of different units are not counted together", "the unit, such as ETH")
-            band = _BANDS.get((bounds.low, bounds.high))
-            if band is not None:
-                case.found.take(found, [f"{path}.sizes.{band}"])
-            else:
-                unit = path.partition("unit=")[2].rstrip("]")
-                here = case.lookup.count("transactions", scope, span, within(bounds, unit))
-                here = replace(here, scope=replace(here.scope, name=found.scope.name))
-                case.found.take(here, ["figures.transactions"])
+            for one in bounds:
+                _within(case, found, scope, span, path, one)
             if re.search(r"\bzero\b|\bnothing\b", said):
                 case.found.take(found, [f"{path}.zeros"])
     return True
+
+
+def _within(case: Case, found: Found, scope: Scope, span: Span, path: str, bounds: Threshold) -> None:
+    band = _BANDS.get((bounds.low, bounds.high))
+    if band is not None:
+        case.found.take(found, [f"{path}.sizes.{band}"])
+        return
+    unit = path.partition("unit=")[2].rstrip("]")
+    here = case.lookup.count("transactions", scope, span, within(bounds, unit))
+    case.found.take(replace(here, scope=replace(here.scope, name=found.scope.name)), ["figures.transactions"])
 
 
 def _with(rows: Sequence[Stored], fact: str, value: object) -> list[Stored]:

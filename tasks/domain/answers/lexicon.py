@@ -104,9 +104,9 @@ RULES: tuple[FigureRule, ...] = (
     _rule("visits", "figures.devices", r"devices?\b", unless=r"bounc|how long|median", alone=True),
     _rule("visits", "figures.browsers", r"browsers?\b", unless=r"bounc|how long|median", alone=True),
     _rule("visits", "figures.systems", r"operating systems?|\bos\b|systems?\b", unless=r"bounc|how long|median", alone=True),
-    _rule("visits", "figures.weekdays", r"(?:each |every )?days? of the week|weekdays?|(?:which|what|busiest) day\b|day\b.*\bbusiest", alone=True),
-    _rule("visits", "figures.busiestHours figures.hours", r"(?:which|what|busiest|peak|most active|each|every|per) hours?\b|hours?\b.*\b(?:busi|most)|time of (?:the )?day|hourly", alone=True),
-    _rule("visits", "change.retained.visitors change.retained.of change.retained.rate", r"(?:came|come|coming|come) (?:back|again)|retain|retention|returned (?:from|since|to)|stayed|still", r"month before|week before|day before|previous|retain|retention", alone=True),
+    _rule("visits", "figures.weekdays", r"(?:each |every )?days? of the week|weekdays?|(?:which|what|busiest) day\b|day\b.*\bbusiest"),
+    _rule("visits", "figures.busiestHours figures.hours", r"(?:which|what|busiest|peak|most active|each|every|per) hours?\b|hours?\b.*\b(?:busi|most)|time of (?:the )?day|hourly"),
+    _rule("visits", "change.retained.visitors change.retained.of change.retained.rate", r"(?:came|come|coming) (?:back|again)|retain|retention|returned\b|return\b|stayed|still", r"month before|week before|day before|previous|retain|retention", alone=True),
     _rule("visits", "figures.bounceRate figures.bounces figures.bouncesKnown", r"bounc|left (?:straight|at once|immediately|after one page)|single[- ]page"),
     _rule("visits", "figures.medianSeconds figures.durationKnown", r"median", unless=r"transact"),
     _rule("visits", "figures.averageSeconds figures.durationKnown", r"average|mean\b|typical|how long", r"visits?\b|sessions?\b|stay|last\b|lasted|duration|length|long\b|time", unless=r"median|pages?\b"),
@@ -118,9 +118,9 @@ RULES: tuple[FigureRule, ...] = (
     _rule("visits", "figures.web3Users figures.web3Sessions", r"web3|crypto[- ]?(?:users?|natives?)|had a wallet|have a wallet|wallet installed"),
     _rule("visits", "figures.walletConnections figures.wallets figures.walletUsers", r"wallets?\b", r"connect"),
     _rule("visits", "figures.anonymousSessions", r"anonymous|without (?:a )?(?:pseudonym|visitor)"),
-    _rule("visits", "figures.sessions figures.pageViews figures.visitors", r"busy|busier|traffic|perform\w*|how (?:is|was|did)\b.*\b(?:do|doing|going)\b"),
-    _rule("visits", "figures.visitors figures.sessions", r"visitors?\b|unique (?:users?|people|visitors?)|how many (?:\w+ )?(?:people|users|persons)|audience|people\b", unless=r"pages? (?:were |was |did )|new\b|returning|returned|more than once|web3|repeat|again\b|twice"),
-    _rule("visits", "figures.sessions figures.visitors", r"visits\b|visit\b|sessions?\b|hits\b|visited\b", unless=r"how long|(?:per|a|each|every|average) (?:visit|session)|median|in (?:a|each|one) (?:visit|session)"),
+    _rule("visits", "figures.sessions figures.pageViews figures.visitors", r"busy\b|busier|traffic|perform\w*|how (?:is|was|did)\b.*\b(?:do|doing|going)\b"),
+    _rule("visits", "figures.visitors figures.sessions", r"visitors?\b|unique (?:users?|people|visitors?)|how many (?:\w+ )?(?:people|users|persons)|audience|people\b", unless=r"(?:which|what|busiest|peak|most active|each|every|per) hours?\b|weekdays?|days? of the week|(?:which|what|busiest) day|time of (?:the )?day|busiest|pages? (?:were |was |did )|new\b|returning|returned|more than once|web3|repeat|again\b|twice"),
+    _rule("visits", "figures.sessions figures.visitors", r"visits\b|visit\b|sessions?\b|hits\b|visited\b", unless=r"(?:which|what|busiest|peak|most active|each|every|per) hours?\b|weekdays?|days? of the week|(?:which|what|busiest) day|time of (?:the )?day|busiest|how long|(?:per|a|each|every|average) (?:visit|session)|median|in (?:a|each|one) (?:visit|session)"),
     # -- funnel
     _rule("funnel", "figures.secondsToTransaction.median figures.secondsToTransaction.average", r"seconds?|minutes?|hours?|days?\b|how long|time\b|pass\b|passes|takes?\b|took", r"transact", unless=r"how many wallets", alone=True),
     _rule("funnel", "figures.visitorToWalletRate figures.walletToTransactionRate figures.visitors figures.walletUsers figures.wallets figures.transactedWallets", _RATE, r"connect|transact|wallet|convert|conversion", alone=True),
@@ -148,7 +148,7 @@ RULES: tuple[FigureRule, ...] = (
     # -- staking
     _rule("staking", "figures.stakes[0].lockDays.average figures.stakes[0].lockDays.median figures.stakes[0].lockDays.bands figures.stakes[0].lockDays.known", r"lock", r"how many days|days\b|how long|length|duration|long\b"),
     _rule("staking", "figures.stakes[0].lockDays.longest figures.stakes[0].lockDays.shortest", r"lock", r"longest|shortest"),
-    _rule("staking", "figures.stakes[0].calls.create_lock", r"locks?\b", r"made|created|opened|begun|how many (?:new )?locks|number of locks", unless=r"how many wallets"),
+    _rule("staking", "figures.stakes[0].calls.create_lock", r"locks?\b|create_lock", r"made|created|opened|begun|how many (?:new )?locks|number of locks|create_lock", unless=r"how many wallets"),
     _rule("staking", "figures.stakes[0].calls", r"kinds? of calls?|which calls?|what calls?|each kind|by (?:type|kind)"),
     _rule("staking", "figures.lockingWallets figures.withdrawingWallets", r"wallets?\b|who\b|how many (?:people|users|stakers|addresses)|stakers?"),
     _rule("staking", "figures.stakes[0].withdrawnEarly", r"early|emergency"),
@@ -160,8 +160,8 @@ RULES: tuple[FigureRule, ...] = (
     _rule("transactions", "change.retained.wallets change.retained.of change.retained.rate", r"(?:came|come) (?:back|again)|retain|retention|still|stayed|remained", r"wallets?\b|users?\b|addresses", r"month before|week before|day before|previous|retain|retention", alone=True),
     _rule("transactions", "figures.newWallets figures.returningWallets", r"wallets?\b|users?\b|addresses", r"new\b|first[- ]time|for the first time|before\b|returning|returned"),
     _rule("transactions", "figures.repeatWallets figures.wallets", r"wallets?\b|users?\b|addresses", r"more than once|again\b|repeat\w*|several times|came back|at least twice|twice"),
-    _rule("transactions", "figures.busiestHours figures.hours", r"(?:which|what|busiest|peak|most active|each|every|per) hours?\b|hours?\b.*\b(?:busi|most)|time of (?:the )?day|hourly", alone=True),
-    _rule("transactions", "figures.weekdays", r"(?:each |every )?days? of the week|weekdays?|(?:which|what|busiest) day\b|day\b.*\bbusiest", alone=True),
+    _rule("transactions", "figures.busiestHours figures.hours", r"(?:which|what|busiest|peak|most active|each|every|per) hours?\b|hours?\b.*\b(?:busi|most)|time of (?:the )?day|hourly"),
+    _rule("transactions", "figures.weekdays", r"(?:each |every )?days? of the week|weekdays?|(?:which|what|busiest) day\b|day\b.*\bbusiest"),
     _rule("transactions", "figures.gas.total figures.gas.average figures.gas.largest figures.gas.known", r"gas\b"),
     _rule("transactions", "figures.volumes[{unit}].topSenders[:{n}]", r"(?:which|top|who|what)\b", r"wallets?\b|who\b|address(?:es)?\b|senders?\b", r"sent\b|sends?\b|amounts?\b|volume|moved|paid|largest|transferred", r"most\b|how much|largest|top\b|biggest|highest", unless=r"most transactions|most often|most active|received", alone=True),
     _rule("transactions", "figures.topRecipients[:{n}]", r"recipients?\b|received|receiv", r"which|who|top\b|most", alone=True),
@@ -170,12 +170,12 @@ RULES: tuple[FigureRule, ...] = (
     _rule("transactions", "figures.topMethods[:{n}]", r"(?:which|what|top|most)\b.*\b(?:methods?|functions?|calls)\b", alone=True),
     _rule("transactions", "figures.methods", r"how many (?:different |distinct )?(?:methods|functions)", alone=True),
     _rule("transactions", "figures.categories", r"kinds?\b|categor|types? of (?:transactions?|activity)|what for", alone=True),
-    _rule("transactions", "figures.failed figures.succeeded figures.statusUnknown figures.pending", r"fail|revert|succe|pending|unsuccess|went through|go through|went wrong"),
+    _rule("transactions", "figures.failed figures.succeeded figures.statusUnknown figures.pending figures.transactions", r"fail|revert|succe|pending|unsuccess|went through|go through|went wrong"),
     _rule("transactions", "figures.wallets figures.transactions", r"wallets?\b|how many (?:\w+ )?(?:people|users|addresses|senders)|unique users|active addresses", unless=r"new\b|before\b|returning|more than once|repeat|came back|again\b|twice|several times"),
-    _rule("transactions", "figures.volumes[{units}].unit figures.volumes[{units}].amount figures.volumes[{units}].amounts", r"volume|moved?\b|how much|amounts?\b|transferred|sent\b|total value|sum\b|turnover", unless=r"\bgas\b|largest|biggest|below|above|under|over|zero|more than|less than"),
+    _rule("transactions", "figures.volumes[{units}].unit figures.volumes[{units}].amount figures.volumes[{units}].amounts", r"volume|moved?\b|how much|amounts?\b|transferred|sent\b|total value|sum\b|turnover", unless=r"\bgas\b|below|above|under|over|zero|more than|less than|size|wallets? .*most"),
     _rule("transactions", "figures.volumes[{units}].unit figures.volumes[{units}].largest", r"largest|biggest|highest", r"amounts?\b|transfers?\b|payments?\b|transactions?\b|movement|single", unless=r"gas\b|wallets?\b"),
     _rule("transactions", "figures.volumes[{units}].zeros figures.volumes[{units}].amounts", r"zero|nothing", r"amounts?\b|payments?\b|transfers?\b|were\b|moved|value"),
-    _rule("transactions", "figures.transactions", r"transactions?\b|calls?\b|activity|busy|busier|how often|transfers?\b|payments?\b|tx\b|txs\b", unless=r"how much gas|gas\b|fail|revert|succe|pending|below|above|largest|zero"),
+    _rule("transactions", "figures.transactions", r"transactions?\b|calls?\b|activity|busy|busier|how often|transfers?\b|payments?\b|tx\b|txs\b", unless=r"(?:which|what|busiest|peak|most active|each|every|per) hours?\b|weekdays?|days? of the week|(?:which|what|busiest) day|time of (?:the )?day|busiest|how much gas|gas\b|fail|revert|succe|pending|below|above|largest|zero"),
 )  # fmt: skip
 
 #: Which of these a question is for; the first that fits.
@@ -188,7 +188,10 @@ _VISITS = _any(
 )
 _FUNNEL = (
     _any(r"funnel|convert\w*|conversions?\b"),
-    re.compile(r"(?=.*\b(?:wallet|connect|visit))(?=.*\btransact(?:ed|s|ing)?\b)"),
+    re.compile(
+        r"(?=.*\b(?:wallet|connect|visit))(?=.*\b(?:transact(?:ed|s|ing)?\b|(?:made|make|makes|with|did|do) (?:a|an|any|one|their first|its first) transaction))"
+    ),
+    re.compile(r"(?=.*\bconnect)(?=.*\btransactions?\b)"),
     re.compile(r"(?=.*\bconnect)(?=.*\b(?:moved?|spen[dt]|volume|value)\b)"),
     re.compile(r"(?=.*\bvisit)(?=.*\bto\b.*\btransaction)"),
     re.compile(rf"(?=.*(?:{_RATE}))(?=.*\bconnect)"),
@@ -250,7 +253,12 @@ NOT_KEPT: tuple[NotKept, ...] = (
         "personal data, which this store must not hold",
     ),
     NotKept(
-        _any(r"load(?:ing)? times?|page speed|response times?|latency|down ?time|uptime|outages?|error rates?|crash\w*|server"),
+        _any(r"cit(?:y|ies)\b|towns?\b|regions?\b|provinces?\b|postcodes?|zip codes?|continents?\b|languages?\b"),
+        "of where visits come from, the country is kept and nothing narrower or wider",
+        "the country",
+    ),
+    NotKept(
+        _any(r"load(?:ing)? times?|to load\b|page speed|response times?|latency|down ?time|uptime|outages?|error rates?|crash\w*|server"),
         "how fast or how reliable a website is, is not measured",
         "a monitoring of the website",
     ),
@@ -278,7 +286,7 @@ MONEY = re.compile(
 COMPARED = _any(
     r"chang(?:e|ed|es)\b|more (?:\w+ ){0,4}than\b(?! (?:once|twice|one\b|\d))|fewer (?:\w+ ){0,4}than\b|"
     r"less (?:\w+ ){0,4}than\b(?! \d)|compar\w*|gr[eo]w\w*|grown|growth|rise\b|rose\b|fell\b|fall\b|increas\w*|decreas\w*|"
-    r"declin\w*|drop(?:ped)?\b|up or down|develop\w*|differ(?:s|ed|ence)?\b|trend\w*|went (?:up|down)|"
+    r"declin\w*|drop(?:ped)?\b|(?:up|down) (?:or|on|from|by|against|over)\b|develop\w*|differ(?:s|ed|ence)?\b|trend\w*|went (?:up|down)|"
     r"month over month|week over week"
 )
 

@@ -74,18 +74,22 @@ class FigureAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a question can't be answered, and what would be needed."""
+    """Why a question can't be answered with figures, and what would be needed.
+
+    ``about`` is a name that nothing of the tenant's has: a text that says it may answer all the same.
+    """
 
     reason: str
     needed: str
+    about: str | None = None
 
 
 class RefusedError(Exception):
     """A question can't be answered; ``refusal`` says why."""
 
-    def __init__(self, reason: str, needed: str) -> None:
+    def __init__(self, reason: str, needed: str, *, about: str | None = None) -> None:
         super().__init__(reason)
-        self.refusal = Refusal(reason, needed)
+        self.refusal = Refusal(reason, needed, about)
 
 
 @dataclass(frozen=True, slots=True)

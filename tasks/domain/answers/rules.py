@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 
 from tasks.domain.answers.asking import Asked, find_units
 from tasks.domain.answers.lexicon import RULES, FigureRule, Topic
-from tasks.domain.answers.model import Found
+from tasks.domain.answers.model import Found, RefusedError
+
+_ADDED = re.compile(
+    r"\badd(?:ed)? (?:\w+ )*(?:up|together)\b|\badd up\b|\bone (?:number|figure|sum|total)\b|\bcombined\b|\bsum of\b"
+)
 
 
 def fitting(topic: Topic, said: str) -> list[FigureRule]:
@@ -28,6 +33,8 @@ def paths_of(asked: Asked, rule: FigureRule, found: Found) -> list[str]:
     volumes = found.facts.get("figures", {}).get("volumes") or []
     units = [volume["unit"] for volume in volumes]
     named = find_units(asked.left, units)
+    if len(named) > 1 and _ADDED.search(asked.said):
+        raise RefusedError("amounts of different units are never added up", "one unit, or a price of each")
     one = named[0] if named else None
     if one is None and found.scope.symbol in units:
         one = found.scope.symbol

@@ -107,6 +107,8 @@ def find_named(text: str, subjects: Sequence[Subject]) -> list[Named]:
         size = len(subject.words)
         for first in places.get(subject.words[0], ()):
             here = tuple(word for word, _ in words[first : first + size])
+            if _is_part(text, words[first][1][0], words[min(first + size, len(words)) - 1][1][1]):
+                continue
             if here == subject.words and not set(here) <= _WEAK:
                 spans.setdefault((words[first][1][0], words[first + size - 1][1][1], True), []).append(subject)
             elif subject.kind == "contract" and size > 1 and here[1:2] and here[1] in subject.words[1:]:
@@ -116,6 +118,13 @@ def find_named(text: str, subjects: Sequence[Subject]) -> list[Named]:
         if all(end <= one.span[0] or one.span[1] <= start for one in found):
             found.append(Named(tuple(some), (start, end), whole))
     return sorted(found, key=lambda one: one.span)
+
+
+def _is_part(text: str, start: int, end: int) -> bool:
+    """Return whether a name is only part of a longer one, such as another website's domain."""
+    return (start > 1 and text[start - 1] in "-." and text[start - 2].isalnum()) or (
+        text[end : end + 1] in ("-", ".") and text[end + 1 : end + 2].isalnum()
+    )
 
 
 def _with_shared(subjects: list[Subject]) -> list[Subject]:

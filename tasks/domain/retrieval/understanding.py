@@ -42,7 +42,8 @@ _TO = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = (
-    r"(?P<{0}>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?|\.\d+|half an?|(?:a )?quarter(?: of)?(?: an?)?|an?|one|two|three|five|ten|twenty|fifty|"
+    r"(?P<{0}>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?|\.\d+|half an?|(?:a )?quarter(?: of)?(?: an?)?|an?|one|"
+    r"two|three|five|ten|twenty|fifty|"
     r"(?:a |one )?hundred)"
     r"(?: ?(?P<{0}_times>k|m|bn|thousand|million|billion)(?![a-z]))?"
 )
@@ -59,7 +60,8 @@ _BEHIND = (
 _UNIT = r"(?P<unit>[^\W\d_][\w.$+-]{0,19})"
 _QUANTITY = re.compile(
     rf"(?<![\w.,])(?:between (?P<between>)|{_SIGN} )?{_NUMBER.format('low')}"
-    rf"(?: ?(?:and|to|-|–) ?{_NUMBER.format('high')})?(?P<plus>\+)?(?: ?(?!or |and )(?:of )?{_UNIT})?{_BEHIND}?(?![\w])",
+    rf"(?: ?(?:and|to|-|–) ?{_NUMBER.format('high')})?(?P<plus>\+)?"
+    rf"(?: ?(?!or |and )(?:of )?{_UNIT})?{_BEHIND}?(?![\w])",
     re.IGNORECASE,
 )
 _TIMES = {
