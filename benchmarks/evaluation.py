@@ -39,10 +39,16 @@ from tasks.domain.transactions import parse_transaction
 from tasks.domain.vectors import Embedder, Matrix
 from tests.conftest import SHARED_DATA, read_extended_json
 from tests.questions.documents import stored_of
+from tests.questions.fresh_figures import QUESTIONS as FRESH
+from tests.questions.judging import answer_to, fault_of
+from tests.questions.questions import QUESTIONS as SIXTY
+from tests.questions.unanswerable import UNANSWERABLE
 
 #: An operator's: the questions are put to the rows of all teams.
 EVERYBODY = Tenant(None)
 PLACES = 10
+#: Written by somebody who had not seen how questions are read.
+OWN_QUESTIONS = Path(__file__).parent.parent / "tests" / "questions" / "retrieval_fresh.jsonl"
 #: The rows are of 2015 to 2025: "last month" would mean nothing in them, and no question says it.
 NOW = datetime(2025, 7, 31, tzinfo=UTC)
 
@@ -211,6 +217,63 @@ def by_kind(questions: Sequence[Asked], scores: Mapping[str, Scores]) -> dict[st
     return {kind: mean([scores[one.qid] for one in questions if kind in ("all", one.kind)]) for kind in kinds}
 
 
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FigureScore:
+    """Of a set of questions for figures: how many there are, how many went right, and the median time of one."""
+
+    name: str
+    questions: int
+    right: int
+    seconds: float
+
+
+def score_figures() -> tuple[list[FigureScore], list[str]]:
+    """Return how questions for figures went, over the golden set, and what went wrong.
+
+    Right is an answer that holds each exact figure and cites the documents that it stands in, or records; of the last
+    set, a refusal.
+    """
+    scores, faults = [], []
+    for name, ask in FIGURE_SETS.items():
+        times, wrong = [], []
+        for fault in ask():
+            times.append(fault[1])
+            wrong += [] if fault[0] is None else [f"{name}: {fault[0]}"]
+        scores.append(FigureScore(name, len(times), len(times) - len(wrong), float(np.median(times))))
+        faults += wrong
+    return scores, faults
+
+
+def figure_table(scores: Sequence[FigureScore]) -> list[str]:
+    """Return the scores as lines of a Markdown table."""
+    return [
+        "| questions for figures | number | right | share | median ms |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {one.name} | {one.questions} | {one.right} | {one.right / one.questions:.3f} | "
+            f"{1000 * one.seconds:.1f} |"
+            for one in scores
+        ),
+    ]
+
+
+def _timed(judge: Callable[[Any], str | None], questions: Iterable[Any]) -> Iterator[tuple[str | None, float]]:
+    for one in questions:
+        began = time.perf_counter()
+        fault = judge(one)
+        yield fault, time.perf_counter() - began
+
+
+FIGURE_SETS: dict[str, Callable[[], Iterator[tuple[str | None, float]]]] = {
+    "sixty of the project": lambda: _timed(fault_of, SIXTY),
+    "fresh, worded by somebody else": lambda: _timed(fault_of, FRESH),
+    "without an answer (refused)": lambda: _timed(answer_to, UNANSWERABLE),
+}
+
+
 # -- the report ----------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +315,9 @@ def explain_misses(corpus: Corpus, questions: Sequence[Asked], scores: Mapping[s
     return lines
 
 
-def write_report(folder: Path, sections: Sequence[tuple[str, Sequence[Asked], Results]]) -> None:
+def write_report(
+    folder: Path, sections: Sequence[tuple[str, Sequence[Asked], Results]], figures: Sequence[FigureScore]
+) -> None:
     """Write the tables and the plots into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["# Evaluation of retrieval", "", "Made by `make eval`; times are of one question, searched in memory.", ""]
@@ -262,6 +327,7 @@ def write_report(folder: Path, sections: Sequence[tuple[str, Sequence[Asked], Re
         file = f"recall_{name}.svg"
         bars(folder / file, f"recall@10, {len(questions)} {name} questions", kinds, shown)
         lines += [f"## {name}: {len(questions)} questions", "", *table(results), "", f"![recall@10]({file})", ""]
+    lines += ["## figures: exact, cited, or refused", "", *figure_table(figures), ""]
     (folder / "README.md").write_text("\n".join(lines), "utf-8")
 
 
@@ -273,7 +339,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the report and its plots")
     parser.add_argument("--run", type=Path, help="file for the answers of hybrid + filters to the last questions")
     chosen = parser.parse_args()
-    files = chosen.questions or [chosen.data / "questions.jsonl"]
+    files = chosen.questions or [chosen.data / "questions.jsonl", OWN_QUESTIONS]
     began = time.perf_counter()
     corpus = Corpus.of_folder(chosen.data, LocalEmbedder())
     took = time.perf_counter() - began
@@ -288,8 +354,10 @@ def main() -> None:
         print("\n".join(explain_misses(corpus, questions, scores)))  # noqa: T201
         if chosen.run is not None:
             chosen.run.write_text("".join(_run_lines(corpus, questions)), "utf-8")
+    figures, faults = score_figures()
+    print("\n".join(["", *figure_table(figures), "", *faults]))  # noqa: T201
     if chosen.out is not None:
-        write_report(chosen.out, sections)
+        write_report(chosen.out, sections, figures)
 
 
 def _run_lines(corpus: Corpus, questions: Sequence[Asked]) -> Iterator[str]:

@@ -2,91 +2,35 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from tasks.domain.aggregates.periods import Calendar
-from tasks.domain.answers.answering import answer_figures
 from tasks.domain.answers.counting import count_staking, count_transactions, count_visits
 from tasks.domain.answers.model import FigureAnswer, Refusal
 from tasks.domain.answers.telling import tell, tell_refusal
 from tasks.domain.retrieval.grounding import find_fault
-from tasks.domain.retrieval.understanding import Vocabulary, understand
-from tests.questions.answers import team_ids
 from tests.questions.fresh_figures import QUESTIONS as FRESH
-from tests.questions.library import MemoryLibrary, golden_library
+from tests.questions.judging import answer_to, ask, asker, fault_of, team
+from tests.questions.library import golden_library
 from tests.questions.questions import QUESTIONS
-from tests.questions.reading import Question
-from tests.questions.test_questions import UNANSWERED, golden, reads, stored
+from tests.questions.test_questions import stored
 from tests.questions.unanswerable import UNANSWERABLE
-
-NOW = datetime(2025, 7, 31, tzinfo=UTC)
-
-
-def ask(text: str, team: str, site: str | None = None) -> FigureAnswer | Refusal | None:
-    """Return the answer that a team gets, by the team's id."""
-    library = golden_library(team, site)
-    return answer_figures(understand(text, vocabulary(library), now=NOW), library, now=NOW)
-
-
-def vocabulary(library: MemoryLibrary) -> Vocabulary:
-    values = library.engine.values
-    return Vocabulary.of(tokens=values(library.tenant, "token"), contracts=values(library.tenant, "facts.contractName"))
-
-
-def team(name: str) -> str:
-    return team_ids(golden())[name]
-
-
-def asker(question: Question) -> str:
-    """Return the team whose question it is: that of what it looks at."""
-    if question.look.team is not None:
-        return team(question.look.team)
-    return str(reads().find(question.look)[0]["teamId"])
-
-
-def leaves(value: Any) -> list[str]:
-    """Return the single values in a value, as texts."""
-    if isinstance(value, dict):
-        return [leaf for each in value.values() for leaf in leaves(each)]
-    if isinstance(value, list | tuple):
-        return [leaf for each in value for leaf in leaves(each)]
-    return [str(value)]
-
-
-def fault_of(question: Question, team_id: str) -> str | None:
-    """Return what is wrong with the answer to a question, or None."""
-    answer = ask(question.text, team_id)
-    if not isinstance(answer, FigureAnswer):
-        return f"{question.text} {answer}"
-    said = Counter(leaf for figure in answer.figures for leaf in leaves(figure.value))
-    missing = Counter(leaves(question.answer)) - said
-    if missing:
-        return f"{question.text} {[(one.path, one.value) for one in answer.figures]}, without {list(missing)}"
-    if not answer.cited or any(not figure.document_ids and figure.value for figure in answer.figures):
-        return f"{question.text} rests on nothing"
-    if question.look.metric is not None and question.number not in UNANSWERED:
-        looked = {row["documentId"] for row in reads().find(question.look)}
-        if not looked & {row["documentId"] for row in answer.cited}:
-            return f"{question.text} rests on other documents"
-    return None
 
 
 def test_of_sixty_questions_all_but_three_at_most_are_answered_right_and_cited() -> None:
-    wrong = [fault for question in QUESTIONS if (fault := fault_of(question, asker(question))) is not None]
+    wrong = [fault for question in QUESTIONS if (fault := fault_of(question)) is not None]
     assert len(wrong) <= 3, "\n".join(wrong)
 
 
 def test_fresh_questions_worded_by_somebody_else_are_answered_right_but_for_one_at_most() -> None:
-    wrong = [fault for question in FRESH if (fault := fault_of(question, asker(question))) is not None]
+    wrong = [fault for question in FRESH if (fault := fault_of(question)) is not None]
     assert len(wrong) <= 1, "\n".join(wrong)
 
 
 def test_of_twenty_questions_without_an_answer_eighteen_at_least_are_refused() -> None:
-    answered = [one.text for one in UNANSWERABLE if not isinstance(ask(one.text, team(one.team)), Refusal)]
+    answered = [said for one in UNANSWERABLE if (said := answer_to(one)) is not None]
     assert len(answered) <= 2, answered
 
 

@@ -320,8 +320,10 @@ class _Reader:
         narrowed: Sequence[_Narrowed],
         found: Found | None,
     ) -> None:
-        plain = self.rules[0].reads[0] in ("figures.sessions", "figures.pageViews") or "[:" in self.rules[0].reads[0]
         one = narrowed[0]
+        first = self.rules[0].reads[0]
+        ranked = any(first.startswith(path) for path, _ in one.dimension.lists)
+        plain = first in ("figures.sessions", "figures.pageViews") or ranked or "[:" in first
         if len(narrowed) == 1 and found is not None and plain:
             of_wallets = re.search(r"\bconnect", self.case.asked.said) is not None
             path, counted = one.dimension.lists[-1 if of_wallets and len(one.dimension.lists) > 1 else 0]

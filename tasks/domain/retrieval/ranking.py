@@ -43,7 +43,8 @@ def rank(
     chosen = engine.choose(tenant, understood.where & where)
     if not len(chosen):
         return Ranking([], 0)
-    words = with_related(understood.words, weight=_RELATED_WEIGHT)
+    of_a_token = any(one.field == "token" for one in understood.where.any_of)
+    words = with_related(understood.words, weight=_RELATED_WEIGHT, of_a_token=of_a_token)
 
     def nearest(documents: Any) -> list[Ranked]:
         if asked is not None:

@@ -48,12 +48,17 @@ def _read(lines: str) -> Mapping[str, tuple[str, ...]]:
 
 
 _RELATED = _read(_LINES)
+_COIN = frozenset(words_of("native coin"))
 
 
-def with_related(words: Iterable[str], *, weight: float) -> dict[str, float]:
-    """Return stems with what they count: those of a question one, and those that stand for them in texts ``weight``."""
+def with_related(words: Iterable[str], *, weight: float, of_a_token: bool) -> dict[str, float]:
+    """Return stems with what they count: those of a question one, and those that stand for them in texts ``weight``.
+
+    ``of_a_token``: a token is asked for, so that a coin's name in the question belongs to it ("wrapped ether").
+    """
     weights = dict.fromkeys(words, 1.0)
     for word in list(weights):
         for other in _RELATED.get(word, ()):
-            weights.setdefault(other, weight)
+            if not (of_a_token and other in _COIN):
+                weights.setdefault(other, weight)
     return weights
