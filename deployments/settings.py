@@ -27,6 +27,8 @@ DEMO_DATABASE = "cryptique_demo"
 DEFAULT_CHILD_RUNS = 2
 #: A key of HMAC with SHA-256 should be as long as what it makes (RFC 7518, 3.2).
 _SHORTEST_JWT_SECRET = 32
+_WEB_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[a-z0-9.-]+|[0-9a-f:]+")
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -260,6 +262,12 @@ class Settings(BaseSettings):
         le=1_000,
         description="Requests to /api that one process works on at once; further ones are told to come again (429).",
     )
+    cryptique_cors_origins: str | None = Field(
+        default=None,
+        description="Origins whose pages may ask /api from a browser, separated by commas, each as a browser names it: "
+        "scheme, host and port. Unset: none.",
+        examples=["https://app.example,http://localhost:3000"],
+    )
     cryptique_public_url: str | None = Field(
         default=None,
         description="Where people reach `cryptique-rag serve` in a browser; alerts link there. Unset: they name the "
@@ -421,6 +429,17 @@ class Settings(BaseSettings):
                 raise ValueError("must be networks such as 10.0.0.0/8, separated by commas") from None
         return networks
 
+    @field_validator("cryptique_cors_origins")
+    @classmethod
+    def _require_origins(cls, origins: str | None) -> str | None:
+        for origin in _split(origins or ""):
+            if not _is_origin(origin):
+                raise ValueError(
+                    "must be origins as browsers name them, such as https://app.example or http://localhost:3000, "
+                    "separated by commas: no *, no path, no capital letters, no port where it is the scheme's own"
+                )
+        return origins
+
     @field_validator("cryptique_shards", "cryptique_backups")
     @classmethod
     def _require_place(cls, place: str | None) -> str | None:
@@ -555,6 +574,11 @@ class Settings(BaseSettings):
         return _split(self.cryptique_jwt_secret.get_secret_value()) if self.cryptique_jwt_secret is not None else []
 
     @property
+    def cors_origins(self) -> list[str]:
+        """Return the origins whose pages may ask ``/api``."""
+        return _split(self.cryptique_cors_origins or "")
+
+    @property
     def logs_folder(self) -> Path:
         """Return the folder of log files, absolute."""
         return _absolute(self.cryptique_logs) if self.cryptique_logs is not None else self.home / "logs"
@@ -668,6 +692,20 @@ def _split(text: str) -> list[str]:
     """Return what commas or white space separate; lines that begin with # are the comments of a file of keys."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     return " ".join(lines).replace(",", " ").split()
+
+
+def _is_origin(text: str) -> bool:
+    """Return whether a browser may send this as ``Origin``: one that it never sends would allow nobody, unseen."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in _WEB_PORTS or not parts.hostname or not _HOST.fullmatch(parts.hostname):
+        return False
+    shown_port = "" if port in (None, _WEB_PORTS[parts.scheme]) else f":{port}"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return text == f"{parts.scheme}://{host}{shown_port}"
 
 
 def _bucket_of(place: str | None) -> tuple[str, str] | None:

@@ -12,9 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from blocks.rate_book import RateBook
-from deployments.http import ai, dashboard, generate, health, metrics, rag
+from deployments.http import ai, dashboard, generate, health, metrics, openapi, rag
 from deployments.http.auth import make_admin_check
 from deployments.http.guard import Guard, read_networks
+from deployments.http.origins import Preflights, ReadableAnswers, cors_options
 from deployments.http.parts import HttpParts
 from deployments.http.problems import ProblemError, brief_errors, problem_response
 from deployments.http.tokens import TokenReader, make_caller_check
@@ -45,7 +46,11 @@ def make_app(parts: HttpParts, *, lifespan: Lifespan | None = None) -> FastAPI:
     app.include_router(rag.make_routes(retrieval, who_asks))
     app.include_router(generate.make_routes(retrieval, who_asks))
     app.include_router(ai.make_routes(retrieval, who_asks))
+    app.include_router(openapi.make_routes(app))
     _answer_with_problems(app)
+    origins = settings.cors_origins
+    if origins:
+        app.add_middleware(Preflights, **cors_options(origins))
     app.add_middleware(
         Guard,
         rates=rates,
@@ -54,6 +59,8 @@ def make_app(parts: HttpParts, *, lifespan: Lifespan | None = None) -> FastAPI:
         at_once=settings.cryptique_api_requests_at_once,
         trusted=read_networks(settings.cryptique_http_trusted_proxies or ""),
     )
+    if origins:
+        app.add_middleware(ReadableAnswers, **cors_options(origins))
     return app
 
 

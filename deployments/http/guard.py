@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blocks.meters import METER
 from blocks.rate_book import Allowance, RateBook
+from deployments.http.origins import is_preflight
 from deployments.http.problems import problem_response
 
 LOGGER = logging.getLogger("cryptique.http")
@@ -28,6 +29,10 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 MAX_BODY_BYTES = 1_000_000
 #: What has a token is counted by its team, and is bounded by how many are worked on at once.
 _COUNTED_BY_TEAM = "/api/"
+#: What is open to everybody there is counted by client.
+OPEN_UNDER_API = frozenset({"/api/docs", "/api/docs.css", "/api/openapi.json"})
+#: Preflights cost next to nothing, and all browsers of an office come from one address.
+_PREFLIGHTS_PER_REQUEST = 10
 #: Who asks whether we live asks every few seconds.
 _UNLIMITED = frozenset({"/health/live", "/health/ready"})
 HEADERS = {
@@ -113,6 +118,7 @@ class Guard:
         scope.setdefault("state", {}).update(request_id=request_id, client=client)
         status, started = 500, False
         allowance: Allowance | None = None
+        who, limit = f"http:{client}", self._limit
 
         async def answer(message: Message) -> None:
             nonlocal status, started
@@ -124,7 +130,7 @@ class Guard:
                 out["X-Request-ID"] = request_id
                 out.setdefault("Cache-Control", _NOT_KEPT)
                 if allowance is not None:
-                    out["RateLimit-Limit"] = str(self._limit)
+                    out["RateLimit-Limit"] = str(limit)
                     out["RateLimit-Remaining"] = str(allowance.left)
                     out["RateLimit-Reset"] = str(allowance.retry_after_s or self._window_s)
             await send(message)
@@ -133,7 +139,10 @@ class Guard:
             response = problem_response(code, detail, path=scope["path"], request_id=request_id, headers=more)
             await response(scope, receive, answer)
 
-        counted_by_team = scope["path"].startswith(_COUNTED_BY_TEAM)
+        preflight = is_preflight(scope)
+        counted_by_team = scope["path"].startswith(_COUNTED_BY_TEAM) and not (
+            preflight or scope["path"] in OPEN_UNDER_API
+        )
         self._under_way += counted_by_team
         try:
             if counted_by_team:
@@ -141,7 +150,10 @@ class Guard:
                     await refuse(429, "too many requests at once: try again in 1 s", **{"Retry-After": "1"})
                     return
             elif scope["path"] not in _UNLIMITED:
-                allowance = await to_thread.run_sync(self._hit, client)
+                if preflight:
+                    # Pages that ask a lot must not close the pages of operations for whoever sits beside them.
+                    who, limit = f"preflight:{client}", self._limit * _PREFLIGHTS_PER_REQUEST
+                allowance = await to_thread.run_sync(self._hit, who, limit)
                 if not allowance.allowed:
                     LOGGER.info("too many requests of %s", client, extra={"request_id": request_id})
                     after = str(allowance.retry_after_s)
@@ -168,8 +180,8 @@ class Guard:
                 error = str(status) if status >= 500 else None
                 METER.count("http", at=datetime.now(UTC), seconds=time.monotonic() - began, error=error)
 
-    def _hit(self, client: str) -> Allowance:
-        return self._rates.hit(f"http:{client}", limit=self._limit, window_s=self._window_s)
+    def _hit(self, who: str, limit: int) -> Allowance:
+        return self._rates.hit(who, limit=limit, window_s=self._window_s)
 
 
 class _TooLargeError(Exception):

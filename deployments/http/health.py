@@ -72,14 +72,16 @@ def make_routes(parts: HttpParts, require_admin: Callable[[Request], None]) -> A
     routes = APIRouter(prefix="/health", tags=["health"])
     started = datetime.now(UTC)
 
-    @routes.api_route("/live", methods=["GET", "HEAD"])
+    @routes.head("/live", include_in_schema=False)
+    @routes.get("/live")
     async def live() -> Live:
         """Answer without touching anything else."""
         return Live()
 
     look = _OneLook(parts)
 
-    @routes.api_route("/ready", methods=["GET", "HEAD"], responses={503: {"model": Ready}})
+    @routes.head("/ready", include_in_schema=False)
+    @routes.get("/ready", responses={503: {"model": Ready}})
     def ready(response: Response) -> Ready:
         """Say whether the vector store answers: without it nothing can be searched."""
         found = {"vectors": look.said()}

@@ -330,3 +330,33 @@ def test_what_holds_a_password_or_a_key_is_marked_as_a_secret() -> None:
     secret = {row.name for row in describe_settings() if row.secret}
     assert {"CRYPTIQUE_SOURCE_URI", "CRYPTIQUE_VECTORS_URI", "GEMINI_API_KEY", "SLACK_WEBHOOK_URL"} <= secret
     assert {"CRYPTIQUE_S3_ACCESS_KEY", "CRYPTIQUE_S3_SECRET_KEY"} <= secret
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "app.example",
+        "https://*.app.example",
+        "https://app.example/",
+        "https://app.example/page",
+        "https://App.example",
+        "https://app.example:443",
+        "http://app.example:80",
+        "https://user@app.example",
+        "https://app.example:99999",
+        "ftp://app.example",
+        "https://",
+        "https://a.example https://b.example?x",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    assert "as browsers name them" in problem(monkeypatch, CRYPTIQUE_CORS_ORIGINS=f"https://good.example,{origin}")
+
+
+def test_origins_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().cors_origins == []
+    given = ["https://app.example", "http://localhost:3000", "http://127.0.0.1:5173", "https://[::1]:8443"]
+    monkeypatch.setenv("CRYPTIQUE_CORS_ORIGINS", ", ".join(given))
+    assert load_settings().cors_origins == given
