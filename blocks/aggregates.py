@@ -43,12 +43,12 @@ _DURABLE = WriteConcern(w="majority", j=True)
 _IDS_AT_ONCE = 1_000
 
 
-class StoredAggregates(MongoSource):
-    """The aggregate records as a source to load from; whose they are is read in the application's database."""
+class StoredRecords(MongoSource):
+    """The store's own records as a source to load from; whose they are is read in the application's database."""
 
-    _block_type_name: ClassVar[str | None] = "Cryptique aggregates"
-    _block_type_slug: ClassVar[str | None] = "cryptique-aggregates"
-    _description: ClassVar[str | None] = "Figures of the vector store's database; made by a run, never registered."
+    _block_type_name: ClassVar[str | None] = "Cryptique stored records"
+    _block_type_slug: ClassVar[str | None] = "cryptique-stored-records"
+    _description: ClassVar[str | None] = "Figures and posted texts; made by a run, never registered."
     setting: ClassVar[str] = "CRYPTIQUE_VECTORS_URI"
 
     application: MongoSource

@@ -31,13 +31,15 @@ from tasks.domain.errors import ShardDamagedError, TerminalError
 from tasks.domain.generations import FIRST, Book, EmbedderName, Generation, own_key, own_name
 from tasks.domain.manifests import Manifest, ShardOutcome
 from tasks.domain.meters import Measure, measure_row, read_measure
+from tasks.domain.posted_texts import NAME as POSTED_TEXT
+from tasks.domain.posted_texts import PostedText
 from tasks.domain.profiles import Profile
 from tasks.domain.quotas import Allowance, Spending, quota_day
 from tasks.domain.registry import PLURALS, describer_version
-from tasks.domain.rows import RowChange, Stored, VectorForm
+from tasks.domain.rows import RowChange, Stored, VectorForm, read_vector
 from tasks.domain.runs import Scope
 from tasks.domain.shards import ShardRange
-from tasks.domain.vectors import EmbedderFacts
+from tasks.domain.vectors import EmbedderFacts, Matrix
 
 _BATCH = 1_000
 _DUPLICATE_KEY = 11_000
@@ -57,6 +59,8 @@ _INDEXED = (
     *("documentId", "sourceType", "sourceId", "teamId", "siteId", "embedding", "content", "metadata", "status"),
     *("contentHash", "rowHash"),
 )
+#: Any one of a team's equal texts has the vectors; some may be waiting for theirs.
+_EQUAL_TEXTS = 20
 #: A run that spent nothing for so long will not go on: its count goes.
 _RUN_FORGOTTEN_AFTER = timedelta(days=90)
 
@@ -1179,6 +1183,32 @@ class VectorStore(MongoDatabase):
         with mongo_errors("keeping feedback", self.setting):
             box = self.open_database().get_collection(schema.FEEDBACK, write_concern=_DURABLE)
             return box.replace_one({"_id": f"{team_id}:{request_id}"}, row, upsert=True).matched_count == 0
+
+    # -- posted texts -----------------------------------------------------------------------------------------
+
+    def put_text(self, text: PostedText, *, now: datetime) -> Record:
+        """Keep a text, and return its record; the same text for the same website is kept once, with its last labels."""
+        own = {"teamId": ObjectId(text.team_id), "siteId": text.site_id, "text": text.text, "textHash": text.text_hash}
+        change = {
+            "$setOnInsert": {**own, "addresses": list(text.addresses), "createdAt": now},
+            "$set": {**text.labels(), "updatedAt": now},
+        }
+        with mongo_errors("keeping a text", self.setting):
+            box = self.open_database().get_collection(schema.TEXTS, write_concern=_DURABLE)
+            # A document that is there, or was made here, is what comes back.
+            found: Any = box.find_one_and_update(
+                {"_id": text.record_id}, change, upsert=True, return_document=ReturnDocument.AFTER
+            )
+            return dict(found)
+
+    def find_vectors_of_equal_texts(self, record: Mapping[str, Any]) -> dict[bytes, Matrix]:
+        """Return content hash -> vector of the documents that this generation has of the team's equal texts."""
+        equal = {"teamId": record["teamId"], "textHash": record["textHash"], "_id": {"$ne": record["_id"]}}
+        with mongo_errors("looking for equal texts", self.setting):
+            rows = self.open_database()[schema.TEXTS].find(equal, {"_id": 1}).limit(_EQUAL_TEXTS)
+            ids = [row["_id"] for row in rows]
+        found = self.find_documents(POSTED_TEXT, ids, more=("contentHash", "embedding")) if ids else []
+        return {row["contentHash"]: read_vector(row["embedding"]) for row in found}
 
     def _initialise_incidents(self) -> None:
         """Make the collection as ``initialise`` would: the first failure may come before its first run."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 from prefect.blocks.core import Block
 from pydantic import SecretStr
 
-from blocks.aggregates import StoredAggregates
+from blocks.aggregates import StoredRecords
 from blocks.backups import BackupStore
 from blocks.embedders import fitted
 from blocks.gemini import GeminiEmbedder
@@ -22,13 +22,13 @@ from blocks.shards import ShardStore
 from blocks.slack import SlackNotifier
 from blocks.vector_store import VectorStore
 from blocks.wordllama import LocalEmbedder
-from tasks.domain.aggregates.records import AGGREGATES
 from tasks.domain.chunks import ChunkSize
 from tasks.domain.errors import TerminalError
 from tasks.domain.generations import FIRST, Generation
 from tasks.domain.log_lines import conceal
 from tasks.domain.owners import Owners
 from tasks.domain.quotas import Gate
+from tasks.domain.registry import OF_THE_STORE
 from tasks.domain.runs import Run
 from tasks.domain.vectors import EmbedderFacts
 from tasks.embed import Slots
@@ -124,10 +124,10 @@ class Parts:
     stopping: Stopping = field(default_factory=Stopping)
 
     def of_source(self, name: str) -> Parts:
-        """Return the parts with the database in which this source's records lie; those of figures are the store's."""
-        if name != AGGREGATES.name or isinstance(self.source, StoredAggregates):
+        """Return the parts with the database in which this source's records lie."""
+        if name not in OF_THE_STORE or isinstance(self.source, StoredRecords):
             return self
-        stored = StoredAggregates(
+        stored = StoredRecords(
             uri=self.vectors.uri,
             database=self.vectors.database,
             pseudonym_key=self.source.pseudonym_key,

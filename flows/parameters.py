@@ -21,6 +21,7 @@ SourceName = Literal[
     "campaigns",
     "analytics",
     "user_journeys",
+    "texts",
     "aggregates",
     "monthly_stats",
     "weekly_stats",

@@ -52,14 +52,14 @@ from tasks.domain.backups import (
     StoredBackup,
     newest_good,
 )
-from tasks.domain.collections import AGGREGATES, DEAD_LETTERS, STATS, VECTORS
+from tasks.domain.collections import AGGREGATES, DEAD_LETTERS, STATS, TEXTS, VECTORS
 from tasks.domain.errors import InputError, PipelineError, WorkTakenError
 from tasks.policy import DEFAULT_RETRIES
 from tasks.restore import build_indexes, restore_changes, restore_part
 from tasks.snapshot import list_backups
 
 #: Collections whose documents name their team; those of other generations have the same names and more.
-_OF_TEAMS = (VECTORS, DEAD_LETTERS, AGGREGATES, STATS)
+_OF_TEAMS = (VECTORS, DEAD_LETTERS, AGGREGATES, TEXTS, STATS)
 _LONGEST_STEM = 24
 #: ``loading``, ``compared`` and ``staged`` touch nothing that is live; ``swapping`` goes on when it is given again.
 _State = Literal["loading", "compared", "staged", "swapping", "done", "undone", "dropped"]

@@ -16,7 +16,7 @@ import bson
 from bson import ObjectId
 from bson.codec_options import DatetimeConversion
 
-from blocks.aggregates import StoredAggregates
+from blocks.aggregates import StoredRecords
 from blocks.embedders import Embedders
 from blocks.lineage import find_ids, read_letters, read_rows
 from blocks.mongo import MongoSource
@@ -39,7 +39,7 @@ from tasks.domain.lineage import (
     what_to_do,
 )
 from tasks.domain.owners import Holder, Owners
-from tasks.domain.registry import PLURALS
+from tasks.domain.registry import OF_THE_STORE, PLURALS
 from tasks.domain.rows import Bodies, Stored, Verdict, document_id, encode_head, judge, row_hash
 from tasks.domain.vectors import EmbedderFacts
 
@@ -195,7 +195,7 @@ class _Reading:
         others.sort(key=lambda one: (one.name != book.live, one.name))
         reading = cls(
             source=source,
-            beside=StoredAggregates(uri=vectors.uri, database=vectors.database, application=source),
+            beside=StoredRecords(uri=vectors.uri, database=vectors.database, application=source),
             store=store,
             is_live=store.generation_name == book.live,
             others=[(vectors.at(one.name), one.state) for one in others],
@@ -207,7 +207,7 @@ class _Reading:
         closed: list[str] = []
         for plural, name in PLURALS.items():
             try:
-                reading.records[name] = open_records(reading.beside if name == AGGREGATES.name else source, name)
+                reading.records[name] = open_records(reading.beside if name in OF_THE_STORE else source, name)
             except PipelineError as error:
                 closed.append(f"{plural.replace('_', ' ')} ({error})")
         if closed:

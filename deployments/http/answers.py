@@ -92,6 +92,25 @@ class FeedbackData(BaseModel):
     rating: int = Field(ge=1, le=5)
 
 
+class DocumentLabels(BaseModel):
+    """What is kept of a text's labels, and how it stands."""
+
+    source: str
+    type: str
+    category: str
+    siteId: str  # noqa: N815
+    status: Literal["searchable", "waiting"] = Field(description="Whether it is found now, or waits to be embedded.")
+    chunks: int = Field(ge=0, description="In how many parts it is found.")
+    note: str | None = Field(description="What it waits for, or null.")
+
+
+class DocumentData(BaseModel):
+    """A text that is kept."""
+
+    id: str = Field(description="The same for the same text and site; `retrieve` names it `website:<id>`.")
+    metadata: DocumentLabels
+
+
 class Problem(BaseModel):
     """A refusal, as RFC 9457 has it; `success` and `error` are what the application looks for."""
 
@@ -110,10 +129,16 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "/api/rag/retrieve": RetrieveData,
     "/api/rag/generate": GenerateData,
     "/api/rag/feedback": FeedbackData,
+    "/api/rag/documents": DocumentData,
 }
 #: A request of each, as the page shows it.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/api/rag/retrieve": {"query": "USDT transfers of more than 100 in March", "siteId": "your-site-id", "limit": 5},
     "/api/rag/generate": {"query": "Which page do visitors leave from?", "siteId": "your-site-id"},
+    "/api/rag/documents": {
+        "text": "Refunds are paid within 14 days of a request.",
+        "siteId": "your-site-id",
+        "metadata": {"source": "help centre", "type": "policy", "category": "refunds"},
+    },
     "/api/rag/feedback": {"requestId": "0123456789abcdef", "siteId": "your-site-id", "rating": 5},
 }

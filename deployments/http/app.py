@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from blocks.rate_book import RateBook
-from deployments.http import ai, dashboard, generate, health, metrics, openapi, rag
+from deployments.http import ai, dashboard, documents, generate, health, metrics, openapi, rag
 from deployments.http.auth import make_admin_check
 from deployments.http.guard import Guard, read_networks
 from deployments.http.origins import Preflights, ReadableAnswers, cors_options
@@ -46,6 +46,7 @@ def make_app(parts: HttpParts, *, lifespan: Lifespan | None = None) -> FastAPI:
     app.include_router(rag.make_routes(retrieval, who_asks))
     app.include_router(generate.make_routes(retrieval, who_asks))
     app.include_router(ai.make_routes(retrieval, who_asks))
+    app.include_router(documents.make_routes(retrieval, rates, who_asks))
     app.include_router(openapi.make_routes(app))
     _answer_with_problems(app)
     origins = settings.cors_origins

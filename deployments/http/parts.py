@@ -11,6 +11,7 @@ from typing import TypeVar
 import pymongo
 
 from blocks.backups import BackupStore
+from blocks.embedders import Embedders
 from blocks.gemini import GeminiEmbedder
 from blocks.gemini_chat import GeminiChat
 from blocks.mongo import MongoSource
@@ -44,6 +45,7 @@ class HttpParts:
     indexes: SearchIndexes
     retriever: Retriever
     answerer: Answerer
+    embedders: Embedders
     chat: GeminiChat | None = None
 
     @property

@@ -77,6 +77,7 @@ def make_parts(settings: Settings, blocks: PipelineBlocks) -> HttpParts:
         indexes=indexes,
         retriever=Retriever(indexes, blocks.vectors, embedders),
         answerer=Answerer(indexes, blocks.vectors),
+        embedders=embedders,
         chat=_chat(settings, blocks),
     )
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
 
 from blocks.mongo import MongoSource
 from deployments.http.problems import ProblemError
 from tasks.domain.errors import PipelineError
-from tasks.domain.owners import Site
+from tasks.domain.owners import Owners, Site
 
 _KEPT_S = 30.0
 #: While the source does not answer, what it said last counts so long.
@@ -23,28 +22,29 @@ class TeamSites:
         self._source = source
         self._lock = threading.Lock()
         self._read_at = float("-inf")
-        self._sites: Mapping[str, Site] = {}
+        self._owners = Owners.from_records([], [], [])
 
     def require(self, team_id: str, site_id: str) -> Site:
         """Return a team's website. A site of another team and one that is not there are the same 404.
 
         Raises ``ProblemError``, and the source's errors where it has not answered for minutes.
         """
-        site = self._known().get(site_id)
+        site = self.owners().by_site_id.get(site_id)
         if site is None or site.team_id != team_id:
             raise ProblemError(404, "this team has no such site")
         return site
 
-    def _known(self) -> Mapping[str, Site]:
+    def owners(self) -> Owners:
+        """Return whose contracts and websites are whose. Errors are the source's, as ``require`` raises them."""
         # One thread reads, and the others wait for it: a thousand would ask the same.
         with self._lock:
             age = time.monotonic() - self._read_at
             if age < _KEPT_S:
-                return self._sites
+                return self._owners
             try:
-                self._sites = self._source.load_owners().by_site_id
+                self._owners = self._source.load_owners()
                 self._read_at = time.monotonic()
             except PipelineError:
                 if age > _STALE_S:
                     raise
-            return self._sites
+            return self._owners

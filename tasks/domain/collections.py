@@ -20,6 +20,7 @@ UNITS, SCOPES = "ragfigureunits", "ragfigurescopes"
 PROFILES = "ragprofiles"
 MEASURES = "ragmeasures"
 FEEDBACK = "ragfeedback"
+TEXTS = "ragtexts"
 
 #: Answers "is this record stored as it is?" from the index alone, without touching a 7 kB document.
 LOOKUP_INDEX = "documentId_stored_as"
@@ -435,6 +436,29 @@ FEEDBACK_BOX = Collection(
     ),
 )
 
+#: Texts that teams posted; loaded from here like any record, and in no other place.
+TEXT_BOX = Collection(
+    TEXTS,
+    _document(
+        ["teamId", "siteId", "text", "textHash", "source", "type", "category", "addresses", "createdAt", "updatedAt"],
+        teamId=_OBJECT_ID,
+        siteId=_TEXT,
+        text={**_TEXT, "minLength": 1},
+        textHash={"bsonType": "binData"},
+        source=_TEXT,
+        type=_TEXT,
+        category=_TEXT,
+        addresses=_strings(),
+        createdAt=_DATE,
+        updatedAt=_DATE,
+    ),
+    (
+        # Equal texts of a team have one vector.
+        _index("teamId", "textHash"),
+        _index("siteId"),
+    ),
+)
+
 COLLECTIONS = (
     VECTOR_DOCUMENTS,
     EMBEDDING_JOBS,
@@ -449,6 +473,7 @@ COLLECTIONS = (
     PROFILE_BOOK,
     MEASURE_ROWS,
     FEEDBACK_BOX,
+    TEXT_BOX,
 )
 
 VECTOR_INDEX = "vector_index"

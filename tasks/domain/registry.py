@@ -8,6 +8,7 @@ from tasks.domain import granular_events, sessions, user_journeys
 from tasks.domain.aggregates.records import AGGREGATES
 from tasks.domain.analytics import ANALYTICS
 from tasks.domain.campaigns import CAMPAIGNS
+from tasks.domain.posted_texts import POSTED_TEXTS
 from tasks.domain.smart_contracts import SMART_CONTRACTS
 from tasks.domain.sources import Source
 from tasks.domain.statistics import DAILY_STATS, HOURLY_STATS, MONTHLY_STATS, WEEKLY_STATS
@@ -27,8 +28,11 @@ _SOURCES = {
         CAMPAIGNS,
         WEBSITES,
         SMART_CONTRACTS,
+        POSTED_TEXTS,
     )
 }
+#: Those whose records lie in the vector store's database, and not in the application's.
+OF_THE_STORE = frozenset({AGGREGATES.name, POSTED_TEXTS.name})
 #: Sources that know users by pseudonyms: made with the key of these, and with the version that they then have.
 _OF_USERS: dict[str, tuple[Callable[[bytes], Source], int]] = {
     "session": (sessions.make_session_source, sessions.DESCRIBER_VERSION),
@@ -42,6 +46,7 @@ PLURALS = {
     "campaigns": "campaign",
     "analytics": "analytics",
     "user_journeys": "user_journey",
+    "texts": "text",
     "aggregates": "aggregate",
     "monthly_stats": "monthly_stats",
     "weekly_stats": "weekly_stats",
@@ -63,7 +68,7 @@ def source_collections() -> set[str]:
     """Return the application's collections that the sources are read from, and those that decide who owns a record."""
     # Only where they lie is asked: nothing is described with this key.
     made = (make(b"unused") for make, _ in _OF_USERS.values())
-    read = {source.collection for source in (*_SOURCES.values(), *made) if source.name != AGGREGATES.name}
+    read = {source.collection for source in (*_SOURCES.values(), *made) if source.name not in OF_THE_STORE}
     return read | {"smartcontracts", "teams", "websites"}
 
 

@@ -15,13 +15,13 @@ from deployments.sample_sites.visits import PERSONAL_MARKS, sample_user_ids, sam
 from flows.ingest import ingest
 from flows.parameters import SourceName
 from flows.reconcile import reconcile
-from tasks.domain.registry import PLURALS
+from tasks.domain.registry import OF_THE_STORE, PLURALS
 from tasks.domain.sources import derived_id
 from tests.end_to_end.pipeline import Pipeline, Record
 
 ROWS, SESSIONS, EVENTS, JOURNEYS = 1_100, 400, 200, 60
-#: All that lies in the application's database: aggregates are computed.
-EVERYTHING: list[SourceName] = [name for name in PLURALS if name != "aggregates"]  # type: ignore[misc]
+#: All that lies in the application's database.
+EVERYTHING: list[SourceName] = [name for name, kind in PLURALS.items() if kind not in OF_THE_STORE]  # type: ignore[misc]
 
 
 @pytest.fixture

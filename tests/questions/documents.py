@@ -36,7 +36,7 @@ from tasks.domain.aggregates.transactions import TransactionDays, TransactionFig
 from tasks.domain.aggregates.visits import VisitDays, VisitFigures
 from tasks.domain.documents import Document
 from tasks.domain.errors import RecordError
-from tasks.domain.registry import PLURALS, find_source
+from tasks.domain.registry import OF_THE_STORE, PLURALS, find_source
 from tasks.domain.rows import document_id, encode_head
 from tests.golden import KEY, NOW_MS, Golden
 
@@ -71,7 +71,7 @@ def stored_of(documents: Iterable[Document]) -> Iterator[dict[str, Any]]:
 def row_documents(golden: Golden) -> Iterator[Document]:
     """Yield the document of each record of each source, and of each part of a record that holds several."""
     for name in PLURALS.values():
-        if name == "aggregate":  # its records are computed
+        if name in OF_THE_STORE:  # its records are made by us
             continue
         source = find_source(name, KEY)
         for record in golden.records[source.collection]:
