@@ -18,6 +18,8 @@ import httpx
 
 #: 429 and 503 come before anything was done; what else goes wrong is not asked again.
 _COME_AGAIN = frozenset({429, 503})
+#: 202: a text is kept, and found later.
+_GOOD = frozenset({200, 202})
 _LONGEST_WAIT_S = 30.0
 
 
@@ -83,6 +85,17 @@ class RagClient:
         )
         return dict(answer["data"]) if answer.get("success") else None
 
+    def add_document(
+        self, text: str, *, site_id: str, source: str = "", type: str = "", category: str = ""
+    ) -> dict[str, Any]:
+        """Keep a text about a site (editors and admins); return its ``id`` and ``metadata``.
+
+        ``metadata["status"]`` is ``searchable``, or ``waiting`` with a ``note`` that says for what. The same text again
+        has the same id and costs nothing.
+        """
+        metadata = {"source": source, "type": type, "category": category}
+        return self._ask("/api/rag/documents", text=text, siteId=site_id, metadata=metadata)
+
     def rate(self, request_id: str, *, site_id: str, rating: int, comment: str = "") -> None:
         """Say what an answer was worth, 1 to 5; ``request_id`` is its ``requestId``. The last word counts."""
         self._ask("/api/rag/feedback", requestId=request_id, siteId=site_id, rating=rating, comment=comment)
@@ -106,7 +119,7 @@ class RagClient:
         return dict(answer["data"])
 
     def _send(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the body of a 200, with the ``requestId`` in its ``data``. Raises ``RagError``."""
+        """Return the body of a good answer, with the ``requestId`` in its ``data``. Raises ``RagError``."""
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
@@ -134,7 +147,7 @@ def _read(response: httpx.Response) -> dict[str, Any]:
         answer = None
     if not isinstance(answer, dict):
         raise RagError(response.status_code, f"no JSON, but HTTP {response.status_code}", request_id)
-    if response.status_code != 200:
+    if response.status_code not in _GOOD:
         raise RagError(response.status_code, str(answer.get("error", response.reason_phrase)), request_id)
     if isinstance(answer.get("data"), dict):
         answer["data"]["requestId"] = request_id

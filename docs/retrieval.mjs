@@ -1,6 +1,7 @@
 // Asks the retrieval service from JavaScript: Node 18 or newer, or a bundler; nothing to install.
 //
 //   RAG_URL=http://127.0.0.1:8600 RAG_TOKEN=... node docs/retrieval.mjs SITE_ID "failed swaps in March"
+//   ... node docs/retrieval.mjs SITE_ID --add "Refunds are paid within 14 days."
 //
 // The token is your application's own for the signed-in user. It names the team; keep it on your server.
 
@@ -31,18 +32,24 @@ export function ragClient(baseUrl, token, { retries = 3, timeoutMs = 40_000 } = 
   return {
     retrieve: (query, siteId, more = {}) => send("/api/rag/retrieve", { query, siteId, ...more }),
     generate: (query, siteId, more = {}) => send("/api/rag/generate", { query, siteId, ...more }),
+    /** `labels` are source, type and category; editors and admins of the team may add. */
+    addDocument: (text, siteId, labels = {}) => send("/api/rag/documents", { text, siteId, metadata: labels }),
     rate: (requestId, siteId, rating, comment = "") =>
       send("/api/rag/feedback", { requestId, siteId, rating, comment }),
   };
 }
 
 if (process.argv[1] && import.meta.url.endsWith(process.argv[1].split("/").pop())) {
-  const [siteId, query] = process.argv.slice(2);
+  const [siteId, query, text] = process.argv.slice(2);
   const rag = ragClient(process.env.RAG_URL ?? "http://127.0.0.1:8600", process.env.RAG_TOKEN ?? "");
   try {
-    const found = await rag.retrieve(query, siteId, { limit: 3 });
-    const answer = await rag.generate(query, siteId).catch(() => null);
-    console.log(JSON.stringify({ found, answer }));
+    if (query === "--add") {
+      console.log(JSON.stringify(await rag.addDocument(text, siteId, { type: "note" })));
+    } else {
+      const found = await rag.retrieve(query, siteId, { limit: 3 });
+      const answer = await rag.generate(query, siteId).catch(() => null);
+      console.log(JSON.stringify({ found, answer }));
+    }
   } catch (error) {
     console.error(`${error.status ?? ""} ${error.message}`.trim());
     process.exitCode = 1;

@@ -130,7 +130,8 @@ def running_rag(
     """Run the service over these rows, which get their vectors here."""
     settings = make_settings(uri, database.name, home, **{"cryptique_jwt_secret": SECRET, **chosen})
     blocks = make_blocks(settings)
-    blocks.vectors.require_model(LocalEmbedder().facts, replace=False, write=True)
+    assert blocks.embedder is not None
+    blocks.vectors.require_model(blocks.embedder.facts, replace=False, write=True)
     if rows:
         database["vectordocuments"].insert_many(embedded(rows))
     parts = make_parts(settings, blocks)

@@ -36,6 +36,8 @@ _POSTS_PER_MINUTE = 60
 _WINDOW_S = 60
 #: A longer label says nothing more; what is kept of it is shorter still.
 _LONGEST_LABEL = 200
+#: Of the time that a request has, so much is the embedder's; the rest is for writing what it answered.
+_EMBEDDERS_SHARE = 0.7
 #: Equal texts are stored one after the other: the second finds what the first one paid for.
 _LOCKS = 64
 
@@ -136,7 +138,7 @@ class Documents:
             record = vectors.put_text(text, now=now)
             made = self._parts(vectors, embedder)
             try:
-                posted = store_text(record, made, now=now, within_s=seconds)
+                posted = store_text(record, made, now=now, within_s=seconds * _EMBEDDERS_SHARE)
             except WaitingError as error:
                 return record, Posted(), _in_words(error)
             finally:

@@ -60,6 +60,8 @@ def test_pythons_client_retrieves_answers_and_rates(served: tuple[str, RagServic
         assert answer is not None
         assert answer["content"].endswith("]")
         rag.rate(answer["requestId"], site_id=SITE_ID, rating=5)
+        added = rag.add_document("Refunds are paid within 14 days.", site_id=SITE_ID, type="policy")
+        assert (added["metadata"]["status"], added["metadata"]["type"]) == ("searchable", "policy")
         assert rag.generate(f"transaction 0x{999:064x}", site_id=SITE_ID) is None
         with pytest.raises(RagError, match="no such site") as refused:
             rag.retrieve("swaps", site_id="site-a")
@@ -74,13 +76,15 @@ def test_the_javascript_example_retrieves_and_answers(served: tuple[str, RagServ
     url, service = served
     environment = {**os.environ, "RAG_URL": url, "RAG_TOKEN": service.token()}
 
-    def run(site: str) -> subprocess.CompletedProcess[str]:
-        arguments = ["node", str(EXAMPLE), site, "USDT transfers of more than 25"]
+    def run(site: str, *words: str) -> subprocess.CompletedProcess[str]:
+        arguments = ["node", str(EXAMPLE), site, *(words or ["USDT transfers of more than 25"])]
         return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     printed = json.loads(run(SITE_ID).stdout)
     assert len(printed["found"]["sources"]) == 3
     assert printed["answer"]["metadata"]["model"] == "extractive"
+    added = json.loads(run(SITE_ID, "--add", "Added from JavaScript.").stdout)
+    assert (added["metadata"]["status"], added["metadata"]["type"]) == ("searchable", "note")
     refused = run("site-a")
     assert (refused.returncode, refused.stderr.strip()) == (1, "404 this team has no such site")
 
@@ -93,7 +97,7 @@ def test_a_client_comes_again_when_it_is_told_to_and_no_more_often_than_it_may()
         status = answers.pop(0)
         return httpx.Response(
             status,
-            json={"success": status == 200, "data": {"context": ""}, "error": "later"},
+            json={"success": status < 300, "data": {"context": ""}, "error": "later"},
             headers={"Retry-After": "7"},
         )
 
@@ -102,6 +106,8 @@ def test_a_client_comes_again_when_it_is_told_to_and_no_more_often_than_it_may()
 
     assert client(2).retrieve("q", site_id="s")["context"] == ""
     assert waited == [7.0, 7.0]
+    answers[:] = [202]
+    assert client(0).add_document("kept, and found later", site_id="s")["context"] == ""
     answers[:] = [429, 429, 200]
     with pytest.raises(RagError, match="later") as refused:
         client(1).retrieve("q", site_id="s")

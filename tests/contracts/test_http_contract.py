@@ -86,11 +86,17 @@ def test_true_answers_are_as_the_schema_says(service: RagService, schema: Row) -
         RETRIEVE: asked,
         "/api/rag/generate": asked,
         "/api/rag/feedback": {"requestId": "abcd-1234", "siteId": SITE_ID, "rating": 4},
+        "/api/rag/documents": {"text": "A text.", "siteId": SITE_ID},
     }
+    assert bodies.keys() == ANSWERS.keys()
     for path, body in bodies.items():
         answer = service.post(path, body)
         require_fits(schema, answer_schema(schema, path), answer.json())
         assert answer.json()["data"].keys() == ANSWERS[path].model_fields.keys()
+    read_only = service.post("/api/rag/documents", bodies["/api/rag/documents"], role="viewer")
+    said = schema["paths"]["/api/rag/documents"]["post"]["responses"]
+    require_fits(schema, said["403"]["content"][read_only.headers["content-type"]]["schema"], read_only.json())
+    assert said["202"]["content"] == said["200"]["content"]
     refusals = [service.post(RETRIEVE, {}), service.post(RETRIEVE, {**asked, "siteId": "no"})]
     refusals.append(service.client.post(RETRIEVE, json=asked))
     for refusal in refusals:

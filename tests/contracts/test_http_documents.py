@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pymongo import MongoClient
 
+from tasks.domain.errors import TransientError
 from tests.builders import OTHER_TEAM_ID, SITE_ID, TEAM_ID
+from tests.contracts.test_http_isolation import MORE, OPERATORS, SITES, TEXT
 from tests.loopback.gemini import LoopbackGemini
 from tests.rag import RagService, Row, put_owners, running_rag
 
@@ -52,7 +58,11 @@ def service(
     database = mongo_client["test_http_documents"]
     put_sites(database)
     try:
-        with running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), []) as running:
+        with (
+            pytest.MonkeyPatch.context() as patched,
+            running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), []) as running,
+        ):
+            patched.setattr("deployments.http.documents._POSTS_PER_MINUTE", 100_000)
             yield running
     finally:
         mongo_client.drop_database("test_http_documents")
@@ -209,6 +219,43 @@ def test_a_team_that_adds_too_fast_waits(
         mongo_client.drop_database("test_http_documents_rate")
 
 
+LABEL = st.one_of(TEXT, OPERATORS)
+POSTS = st.builds(
+    lambda text, site, labels, more: {**more, "text": text, "siteId": site, "metadata": labels},
+    st.one_of(TEXT, TEXT, OPERATORS),
+    SITES,
+    st.one_of(st.dictionaries(st.sampled_from(["source", "type", "category", "$set", "teamId"]), LABEL), OPERATORS),
+    MORE,
+)
+
+
+def check_post(service: RagService, body: Any) -> None:
+    """Post a body as the first team; it is kept for that team's site, or refused and told nothing."""
+    content, headers = json.dumps(body).encode(), {"Authorization": f"Bearer {service.token()}"}
+    answer = service.client.post(DOCUMENTS, content=content, headers={**headers, "Content-Type": "application/json"})
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        assert (answer.json()["success"], "data" in answer.json()) == (False, False)
+        return
+    kept = service.parts.vectors.open_database()["ragtexts"].find_one({"_id": ObjectId(answer.json()["id"])})
+    assert kept is not None
+    assert (kept["teamId"], kept["siteId"]) == (TEAM_ID, SITE_ID)
+    assert {(row["teamId"], row["siteId"]) for row in rows_of(service, answer.json()["id"])} == {(TEAM_ID, SITE_ID)}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(POSTS)
+def test_no_post_is_kept_for_another_team(service: RagService, body: Any) -> None:
+    check_post(service, body)
+
+
+@pytest.mark.long
+@settings(max_examples=3_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(POSTS)
+def test_no_post_of_thousands_is_kept_for_another_team(service: RagService, body: Any) -> None:
+    check_post(service, body)
+
+
 # -- what it costs ---------------------------------------------------------------------------------------------------
 
 
@@ -216,3 +263,140 @@ def test_a_team_that_adds_too_fast_waits(
 def gemini() -> Iterator[LoopbackGemini]:
     with LoopbackGemini(api_key=KEY) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def paid(
+    mongo_uri: str, mongo_client: MongoClient[Row], tmp_path_factory: pytest.TempPathFactory, gemini: LoopbackGemini
+) -> Iterator[RagService]:
+    """A service whose embedder costs money, and has a budget of ten texts a day."""
+    database = mongo_client["test_http_documents_paid"]
+    put_sites(database)
+    chosen = {
+        "cryptique_embedder": "gemini",
+        "gemini_api_key": KEY,
+        "gemini_base_url": gemini.url,
+        "cryptique_gemini_dimensions": 64,
+        "cryptique_gemini_texts_per_day": 10,
+        "cryptique_api_timeout_seconds": 3,
+    }
+    try:
+        with running_rag(mongo_uri, database, tmp_path_factory.mktemp("rag"), [], **chosen) as running:
+            yield running
+    finally:
+        mongo_client.drop_database("test_http_documents_paid")
+
+
+@pytest.fixture(autouse=True)
+def _a_new_day(request: pytest.FixtureRequest) -> None:
+    if "paid" in request.fixturenames:
+        service, gemini = request.getfixturevalue("paid"), request.getfixturevalue("gemini")
+        service.parts.vectors.open_database()["ragstore"].delete_many({"nanoUsd": {"$exists": True}})
+        gemini.faults, gemini.refused_texts = (), ()
+
+
+def test_equal_texts_of_a_team_are_paid_for_once(paid: RagService, gemini: LoopbackGemini) -> None:
+    text = "Paid for once."
+    for site in (SITE_ID, SITE_ID, OTHER_SITE):
+        assert paid.post(DOCUMENTS, {"text": text, "siteId": site}).status_code == 200
+    assert put_text(paid, text, metadata=LABELS).status_code == 200
+    assert gemini.embedded[text] == 1
+    vectors = [
+        row["embedding"] for row in paid.parts.vectors.open_database()["vectordocuments"].find({"content": text})
+    ]
+    assert len(vectors) == 2
+    assert vectors[0] == vectors[1]
+    # Another team's vectors tell it nothing, not even that there are any.
+    paid.post(DOCUMENTS, {"text": text, "siteId": "site-a"}, team=OTHER_TEAM_ID)
+    assert gemini.embedded[text] == 2
+
+
+def test_what_was_paid_for_before_a_failure_is_not_paid_for_again(
+    paid: RagService, gemini: LoopbackGemini, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise TransientError("MongoDB does not answer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("flows.posting.upsert_shard", SimpleNamespace(fn=fail))
+        assert put_text(paid, "Paid, and not written.").status_code == 503
+    assert put_text(paid, "Paid, and not written.").status_code == 200
+    assert gemini.embedded["Paid, and not written."] == 1
+
+
+def test_where_the_budget_is_spent_the_text_is_kept_and_waits(paid: RagService, gemini: LoopbackGemini) -> None:
+    for number in range(10):
+        assert put_text(paid, f"Within the budget: {number}.").status_code == 200
+    before = gemini.request_count
+    waiting = put_text(paid, "Beyond the budget.")
+    body = waiting.json()
+    assert (waiting.status_code, body["success"], body["metadata"]["status"]) == (202, True, "waiting")
+    assert "the text is kept" in body["metadata"]["note"]
+    assert "CRYPTIQUE" not in waiting.text
+    assert "$" not in waiting.text
+    assert gemini.request_count == before
+    assert rows_of(paid, body["id"]) == []
+    database = paid.parts.vectors.open_database()
+    assert database["ragtexts"].count_documents({"_id": ObjectId(body["id"])}) == 1
+    # What costs nothing goes on: a text that is stored already, and one whose equal is.
+    assert put_text(paid, "Within the budget: 3.").status_code == 200
+    assert paid.post(DOCUMENTS, {"text": "Within the budget: 3.", "siteId": OTHER_SITE}).status_code == 200
+    database["ragstore"].delete_many({"nanoUsd": {"$exists": True}})
+    again = put_text(paid, "Beyond the budget.")
+    assert (again.status_code, again.json()["id"]) == (200, body["id"])
+
+
+@pytest.mark.parametrize("fault", ["401", pytest.param("503", marks=pytest.mark.long), "429-day"])
+def test_where_the_embedder_fails_the_text_is_kept_and_no_key_is_told(
+    paid: RagService, gemini: LoopbackGemini, fault: str
+) -> None:
+    gemini.faults = lambda _: fault
+    waiting = put_text(paid, f"The embedder fails with {fault}.")
+    assert (waiting.status_code, waiting.json()["metadata"]["status"]) == (202, "waiting")
+    assert KEY not in waiting.text
+
+
+def test_a_text_that_the_embedder_refuses_is_a_dead_letter_until_it_is_taken(
+    paid: RagService, gemini: LoopbackGemini
+) -> None:
+    text = "Refused for what it says."
+    gemini.refused_texts = (text,)
+    refused = put_text(paid, text)
+    assert (refused.status_code, refused.json()["success"]) == (400, False)
+    letters = paid.parts.vectors.open_database()["deadletters"]
+    (letter,) = letters.find({"sourceType": "text"})
+    assert (letter["status"], letter["stage"], letter["teamId"]) == ("open", "embed", TEAM_ID)
+    gemini.refused_texts = ()
+    taken = put_text(paid, text)
+    assert taken.status_code == 200
+    assert [row["status"] for row in letters.find({"sourceId": ObjectId(taken.json()["id"])})] == ["resolved"]
+
+
+# -- hostile texts ---------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "http://" * 14_000,
+    "a@" * 50_000,
+    "@" * 100_000,
+    "+1 " * 33_000,
+    "eyJ" * 33_000,
+    "0x" * 50_000,
+    "1" * 100_000,
+    "a" * 100_000,
+    "a1" * 50_000,
+    "?#&=" * 25_000,
+    "\u200d" * 50_000 + "x",
+    "\U0001f600" * 100_000,
+    "\u0e01" * 100_000,
+    "x\n" * 50_000,
+    "\u202e" * 99_000 + "abc",
+    '{"$where": "sleep(9)"}' * 4_000,
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_text_is_kept_or_refused_and_never_breaks_anything(service: RagService, text: str) -> None:
+    answer = put_text(service, text[:100_000])
+    assert answer.status_code in (200, 202, 400), answer.text[:500]
+    assert service.client.get("/health/live").status_code == 200
