@@ -69,10 +69,35 @@ class RetrieveData(BaseModel):
 class GenerateMetadata(BaseModel):
     """Who wrote an answer, from what."""
 
-    model: str = Field(description="The model, or `extractive` where the answer is sentences of the documents.")
+    model: str = Field(
+        description="The model; `extractive` where the answer is sentences of the documents, `figures` where it is "
+        "figures of documents or counted from records."
+    )
     tokensUsed: int = Field(ge=0, description="Tokens that the model read and wrote.")  # noqa: N815
     contextCount: int = Field(ge=0, description="How many documents it was given.")  # noqa: N815
     note: str | None = Field(description="What went otherwise than it should, or null.")
+    recordsCounted: int | None = Field(  # noqa: N815
+        default=None, description="How many records were counted; null where documents of figures say it all."
+    )
+
+
+class Figure(BaseModel):
+    """A figure that was asked for, exactly."""
+
+    name: str
+    value: Any = Field(description="Exact: a number, the text of a decimal, or a list of such under their names.")
+    unit: str | None
+    path: str = Field(description="Where the facts of a cited document have it, or of those that were counted.")
+    subject: str = Field(description="What it is the figure of.")
+    window: str = Field(description="Over which time.")
+    citations: list[int] = Field(description="The numbers of the documents that have it.")
+
+
+class Refused(BaseModel):
+    """Why the store can't support an answer."""
+
+    reason: str
+    needed: str = Field(description="What would be needed.")
 
 
 class GenerateData(BaseModel):
@@ -83,6 +108,60 @@ class GenerateData(BaseModel):
     metadata: GenerateMetadata
     citations: list[Citation] = Field(description="The documents that it cites.")
     understood: Understood
+    figures: list[Figure] = Field(default=[], description="Where figures were asked for.")
+    refused: Refused | None = Field(default=None, description="Where the store can't support an answer.")
+
+
+class Metric(BaseModel):
+    """One figure of a dashboard."""
+
+    title: str
+    value: Any = Field(description="Exact: a number, or a decimal number as text.")
+    change: Any = Field(description="Per cent against the time before of the same length, or null.")
+
+
+class Visualization(BaseModel):
+    """A chart."""
+
+    type: Literal["multiLine", "multiBar", "pie", "scatter", "composed", "area"]
+    title: str
+    description: str
+    data: list[dict[str, Any]] = Field(description="Its points: `name` and the values of its lines, or `x` and `y`.")
+
+
+class Column(BaseModel):
+    """A column of a table."""
+
+    key: str
+    label: str
+
+
+class Table(BaseModel):
+    """A table; its rows have the keys of its columns."""
+
+    title: str
+    description: str
+    columns: list[Column]
+    data: list[dict[str, Any]]
+
+
+class Conditions(BaseModel):
+    """How a question was read."""
+
+    conditions: list[Condition]
+
+
+class AiQueryData(BaseModel):
+    """What a dashboard shows for a question."""
+
+    metrics: list[Metric]
+    visualizations: list[Visualization]
+    tables: list[Table]
+    insights: list[str] = Field(description="What is to be seen, in sentences.")
+    window: str = Field(description="Over which time.")
+    sources: list[str] = Field(description="The records of the documents that it rests on.")
+    citations: list[Citation] = Field(description="Those documents.")
+    understood: Conditions
 
 
 class FeedbackData(BaseModel):
@@ -128,12 +207,14 @@ class Problem(BaseModel):
 ANSWERS: dict[str, type[BaseModel]] = {
     "/api/rag/retrieve": RetrieveData,
     "/api/rag/generate": GenerateData,
+    "/api/ai/query": AiQueryData,
     "/api/rag/feedback": FeedbackData,
     "/api/rag/documents": DocumentData,
 }
 #: A request of each, as the page shows it.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/api/rag/retrieve": {"query": "USDT transfers of more than 100 in March", "siteId": "your-site-id", "limit": 5},
+    "/api/ai/query": {"query": "How did my site do?", "siteId": "your-site-id", "timeframe": "30d"},
     "/api/rag/generate": {"query": "Which page do visitors leave from?", "siteId": "your-site-id"},
     "/api/rag/documents": {
         "text": "Refunds are paid within 14 days of a request.",

@@ -148,7 +148,8 @@ def describe_posted_text(record: Mapping[str, Any], owners: Owners) -> Document:
     metadata: dict[str, Any] = {
         "dataType": "insight",
         "tags": list(dict.fromkeys(label.lower() for label in (NAME, kind, category, source) if label)),
-        "category": category or NAME,
+        # Its poster's category is a fact: a text must not pass for what the pipeline describes itself.
+        "category": NAME,
         "importance": 5,
         "aggregationLevel": "raw",
         "confidence": 1.0,

@@ -82,7 +82,7 @@ def test_a_text_is_kept_and_found_with_its_labels(service: RagService) -> None:
     assert body["metadata"] == {**LABELS, "siteId": SITE_ID, "status": "searchable", "chunks": 1, "note": None}
     (hit, *_) = found(service, "how long does a refund take?", body["id"])
     assert hit["content"] == "Refunds are paid within 14 days of a request."
-    assert hit["metadata"]["category"] == "refunds"
+    assert hit["metadata"]["category"] == "text"
     assert hit["metadata"]["facts"] == {"textSource": "help centre", "textType": "policy", "textCategory": "refunds"}
     (row,) = rows_of(service, body["id"])
     assert row["documentId"] == f"text:{SITE_ID}:{body['id']}:0"
@@ -98,7 +98,7 @@ def test_the_same_text_is_the_same_record_and_its_last_labels_count(service: Rag
     again = put_text(service, f"  {text}", metadata={"category": "staking"}).json()
     assert again["id"] == first["id"]
     ((old,), (new,)) = before, rows_of(service, first["id"])
-    assert new["metadata"]["category"] == "staking"
+    assert new["metadata"]["facts"] == {"textCategory": "staking"}
     assert (new["embedding"], new["contentHash"], new["createdAt"]) == (
         old["embedding"],
         old["contentHash"],

@@ -9,6 +9,7 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
+from tests.contracts.test_http_contract import require_answer
 from tests.golden import make_golden
 from tests.loopback.gemini import LoopbackGemini
 from tests.questions.documents import aggregate_documents, row_documents, stored_of
@@ -204,3 +205,18 @@ def test_a_time_without_records_shows_nothing_and_says_so(service: RagService, t
     wrong = overview(service, told, "How was the traffic?", timeframe="a while")
     assert wrong["success"] is False
     assert "30d" in wrong["error"]
+
+
+def test_answers_with_figures_are_as_the_published_schema_says(service: RagService, told: Told) -> None:
+    schema = service.client.get("/api/openapi.json").json()
+    kinds = set()
+    for query in ("How many sessions and visitors were there in May 2024?", "What will the visitors be next year?"):
+        answer = ask(service, told, query)
+        require_answer(schema, "/api/rag/generate", answer)
+        kinds |= {kind for kind in ("figures", "refused") if kind in answer["data"]}
+    assert kinds == {"figures", "refused"}
+    body = {"query": "How did the site do?", "siteId": told.sites["aurora-swap.example"], "timeframe": "all"}
+    overview = service.post("/api/ai/query", body, team=told.teams[TEAM]).json()
+    require_answer(schema, "/api/ai/query", overview)
+    assert overview["metrics"]
+    assert overview["visualizations"]

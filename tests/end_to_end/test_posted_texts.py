@@ -11,9 +11,11 @@ from bson import ObjectId
 
 from blocks.embedders import Embedders
 from blocks.wordllama import LocalEmbedder
+from flows.backup import backup
 from flows.generations import build_generation, switch
 from flows.ingest import ingest
 from flows.reconcile import reconcile
+from flows.restore import restore
 from tasks.domain.posted_texts import PostedText
 from tests.builders import OTHER_TEAM_ID, SITE_ID, TEAM_ID
 from tests.contracts.test_http_documents import found, put_text
@@ -87,3 +89,22 @@ def test_a_text_goes_with_its_team_and_comes_back_with_the_website(pipeline: Pip
     pipeline.complete(reconcile, sources=["texts"])
     assert {row["content"] for row in pipeline.documents().values()} == set(TEXTS)
     assert pipeline.letters(status="open") == []
+
+
+@pytest.mark.long
+def test_a_backup_holds_them_and_a_restore_of_the_team_brings_them_back(
+    pipeline: Pipeline, service: RagService
+) -> None:
+    for text in TEXTS:
+        assert put_text(service, text).status_code == 200
+    theirs = service.post("/api/rag/documents", {"text": "Theirs.", "siteId": "site-a"}, team=OTHER_TEAM_ID).json()
+    texts = pipeline.store["ragtexts"]
+    before = list(texts.find({"teamId": TEAM_ID}).sort("_id", 1))
+    report = pipeline.complete(backup)
+    texts.delete_many({})
+    pipeline.complete(restore, backup=report["backup"], team=str(TEAM_ID), swap=True, overwrite=pipeline.store.name)
+    assert list(texts.find({}).sort("_id", 1)) == before
+    pipeline.complete(restore, backup=report["backup"], swap=True, overwrite=pipeline.store.name)
+    assert {row["_id"] for row in texts.find({})} == {*(row["_id"] for row in before), ObjectId(theirs["id"])}
+    compared = pipeline.complete(reconcile, sources=["texts"])
+    assert (compared["compared"], compared["missing"], compared["orphaned"]) == (4, 0, 0)

@@ -43,6 +43,7 @@ from tasks.domain.answers.paths import NoFigureError, read_path
 from tasks.domain.answers.rules import fitting, paths_of
 from tasks.domain.answers.subjects import Subject, read_subjects
 from tasks.domain.answers.values import keeping, said_pages, said_values, told
+from tasks.domain.posted_texts import NAME as POSTED_TEXT
 from tasks.domain.retrieval.filters import AnyOf, Filter
 from tasks.domain.retrieval.understanding import Understood
 from tasks.domain.retrieval.words import stem_of, words_of
@@ -119,7 +120,14 @@ def answer_figures(
 
 def find_subjects(library: Library) -> list[Subject]:
     """Return what may be asked about, from the documents of websites, contracts and campaigns."""
-    where = Filter((AnyOf("source", ("website", "smart_contract", "campaign")), AnyOf("aggregate", ("no",))))
+    where = Filter(
+        (
+            AnyOf("source", ("website", "smart_contract", "campaign")),
+            AnyOf("aggregate", ("no",)),
+            # However many texts were posted about a website, they name none.
+            AnyOf("category", (POSTED_TEXT,), negated=True),
+        )
+    )
     return read_subjects(library.find(where, _MOST_SUBJECTS))
 
 
