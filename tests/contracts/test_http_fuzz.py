@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pymongo.database import Database
 
+from deployments.http.guard import OPEN_UNDER_API
 from tests.contracts.test_http import BEARER, TOKEN, Service, filled
 
 Row = dict[str, Any]
@@ -26,8 +27,9 @@ INTERNALS = re.compile(
 PATHS = [
     *("/health/live", "/health/ready", "/health/details", "/metrics", "/admin", "/admin/monitoring"),
     *("/admin/monitoring.json", "/admin/runbook", "/admin/assets/monitoring.css", "/docs", "/openapi.json", "/"),
+    *OPEN_UNDER_API,
 ]
-OPEN = {"/health/live", "/health/ready"}
+OPEN = {"/health/live", "/health/ready", *OPEN_UNDER_API}
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 
 _char = st.characters(codec="utf-8", exclude_categories=("Cs",))
