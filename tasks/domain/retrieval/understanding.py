@@ -180,6 +180,14 @@ _BASE = re.compile(
 _BASE_NAMED = re.compile(r"\bBase\b(?! (?:of|layer|fee|token))")
 _ON = re.compile(r"\b(?:on|over|via)(?: the)?\s+$", re.IGNORECASE)
 _CHAINS_AS_PEOPLE_MISTYPE = ("ethereum", "polygon", "arbitrum", "optimism")
+#: Words of people's sentences that tell no document from another. Those of a direction (out, back) do tell.
+_FILLERS = frozenset(
+    words_of(
+        "another other others else somebody someone something anybody people person persons those who everybody "
+        "just only simply whole entire go going got get gets getting later good plain kind kinds type types "
+        "thing things"
+    )
+)
 _FIGURES = re.compile(
     r"^(?:how (?:many|much|often|long|busy|big|large|high)|what (?:was|is|were|are|share|percentage|number|part)|"
     r"which .{1,40}\b(?:most|least|fewest|highest|lowest|largest|biggest|top)\b|"
@@ -247,7 +255,7 @@ def understand(question: str, vocabulary: Vocabulary, *, now: datetime) -> Under
         preferred=tuple(reader.preferred),
         frames=tuple(reader.frames),
         text=text or " ".join(question.split()),
-        words=tuple(dict.fromkeys(words_of(text))),
+        words=tuple(word for word in dict.fromkeys(words_of(text)) if word not in _FILLERS),
         readings=tuple(reader.readings),
     )
 
