@@ -12,6 +12,7 @@ from pathlib import Path
 
 from blocks.embedders import Embedders
 from blocks.search_index import IndexView, SearchIndex
+from blocks.server_search import ServerView
 from blocks.vector_store import VectorStore
 from tasks.domain.errors import PipelineError, TransientError
 
@@ -19,6 +20,7 @@ _LOGGER = logging.getLogger("cryptique.search")
 #: How often it is looked which generation is live.
 _LOOK_S = 0.5
 _RETRY_S = 2.0
+_LOOK_FOR_SEARCH_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,12 @@ class IndexStanding:
 class SearchIndexes:
     """The index that questions are put to. Safe to share between threads once it is started or opened."""
 
-    def __init__(self, vectors: VectorStore, embedders: Embedders, home: Path) -> None:
-        """Files lie under ``home/search``, by the database and the generation. Nothing is asked yet."""
+    def __init__(self, vectors: VectorStore, embedders: Embedders, home: Path, *, by_server: bool = True) -> None:
+        """Files lie under ``home/search``, by the database and the generation. Nothing is asked yet.
+
+        ``by_server`` lets a server that has vector search find the nearest vectors.
+        """
+        self._by_server = by_server
         self._vectors, self._embedders = vectors, embedders
         self._folder = home / "search" / vectors.database
         self._current: tuple[SearchIndex, threading.Event, threading.Thread | None] | None = None
@@ -48,6 +54,9 @@ class SearchIndexes:
         self._opened = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: PipelineError | None = None
+        #: The store whose server finds the nearest vectors, where it does, and when that was looked at.
+        self._searching: VectorStore | None = None
+        self._looked_at = -_LOOK_FOR_SEARCH_S
 
     def start(self) -> None:
         """Open the live generation's index in the background, follow the store, and follow a switch."""
@@ -57,6 +66,7 @@ class SearchIndexes:
     def open(self) -> None:
         """Open the live generation's index as it is now, for one question. Errors are the store's."""
         self._current = self._opened_index(follow=False)
+        self._look_for_search()
         self._opened.set()
 
     def stop(self) -> None:
@@ -68,14 +78,18 @@ class SearchIndexes:
             self._close(*self._current)
             self._current = None
 
-    def live(self) -> IndexView:
+    def live(self) -> IndexView | ServerView:
         """Return the index of the live generation. Raises ``TransientError`` while there is none."""
         if self._current is None:
             standing = self.standing()
             if self._failure is not None:
                 raise TransientError(f"the search index can't be opened: {self._failure}")
             raise TransientError(f"the search index is being made: {standing.done:,} of {standing.total:,} documents")
-        return self._current[0].view
+        index, _, _ = self._current
+        searching = self._searching
+        if searching is not None and searching.generation_name == index.view.generation:
+            return ServerView(index.view, searching)
+        return index.view
 
     def wait(self, seconds: float) -> bool:
         """Return whether there is an index to search, at the latest after so many seconds."""
@@ -101,10 +115,13 @@ class SearchIndexes:
                 if self._current is None or self._current[0].view.generation != live:
                     before = self._current
                     self._current = self._opened_index(follow=True)
+                    self._looked_at = -_LOOK_FOR_SEARCH_S
+                    self._look_for_search()
                     self._opened.set()
                     if before is not None:
                         self._close(*before)
                     self._sweep()
+                self._look_for_search()
                 self._failure = None
                 self._stopped.wait(_LOOK_S)
             except PipelineError as error:
@@ -116,6 +133,18 @@ class SearchIndexes:
                 _LOGGER.error("the search index can't be written: %s", error)
                 self._failure = TransientError(f"the folder of the search index can't be written: {error.strerror}")
                 self._stopped.wait(_RETRY_S)
+
+    def _look_for_search(self) -> None:
+        """See, now and then, whether the server can find the nearest vectors: its index may come, or be made anew."""
+        now = time.monotonic()
+        if not self._by_server or now - self._looked_at < _LOOK_FOR_SEARCH_S:
+            return
+        self._looked_at = now
+        store = self._vectors.at()
+        found = store if store.searches_itself() else None
+        if (found is None) != (self._searching is None):
+            _LOGGER.info("nearest vectors are found by %s", "the index" if found is None else "the server")
+        self._searching = found
 
     def _opened_index(self, *, follow: bool) -> tuple[SearchIndex, threading.Event, threading.Thread | None]:
         store = self._vectors.at()

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from bson import MinKey, ObjectId
+from bson.binary import Binary, BinaryVectorDtype
 from bson.raw_bson import RawBSONDocument
 from pydantic import Field, PrivateAttr
 from pymongo import ReplaceOne, ReturnDocument, UpdateOne
@@ -592,6 +593,41 @@ class VectorStore(MongoDatabase):
         with mongo_errors("reading vector documents", self.setting):
             rows = self.open_database()[self.vectors_name].find({"_id": {"$in": list(ids)}, **(within or {})}, fields)
             return {row["_id"]: row for row in rows}
+
+    def searches_itself(self) -> bool:
+        """Return whether the server has a vector search index of this collection, and it can be asked."""
+        if self.vector_form not in ("float32", "doubles"):
+            return False  # bytes and bits want questions of their own form, and score otherwise
+        with mongo_errors("looking for the vector search index", self.setting):
+            try:
+                found = list(self.open_database()[self.vectors_name].list_search_indexes(schema.VECTOR_INDEX))
+            except mongo.OperationFailure as error:
+                if error.code not in _NO_SEARCH_CODES:
+                    raise
+                return False
+        return any(row.get("queryable") is True for row in found)
+
+    def find_nearest(
+        self, asked: Matrix, criteria: Mapping[str, Any], *, limit: int, candidates: int
+    ) -> list[tuple[Any, float]]:
+        """Return the ``_id`` and the cosine of the nearest documents that meet criteria, by the server's vector search.
+
+        ``criteria`` may hold the fields of ``VECTOR_FILTERS`` (``tasks/domain/collections.py``) alone.
+        """
+        stage = {
+            "index": schema.VECTOR_INDEX,
+            "path": "embedding",
+            "queryVector": asked.tolist() if self.vector_form == "doubles" else _as_binary(asked),
+            "numCandidates": candidates,
+            "limit": limit,
+            "filter": dict(criteria),
+        }
+        shown = {"_id": 1, "score": {"$meta": "vectorSearchScore"}}
+        with mongo_errors("asking for the nearest vectors", self.setting):
+            vectors = self.open_database()[self.vectors_name]
+            rows = vectors.aggregate([{"$vectorSearch": stage}, {"$project": shown}])
+            # The server scores half of one plus the cosine.
+            return [(row["_id"], 2 * row["score"] - 1) for row in rows]
 
     def holds(self, criteria: Mapping[str, Any]) -> bool:
         """Return whether any vector document matches."""
@@ -1326,3 +1362,7 @@ def _read_by(first: Cursor[Record], second: Cursor[Record]) -> Iterator[Record]:
         if begun or error.code != _BAD_VALUE:
             raise
         yield from second
+
+
+def _as_binary(vector: Matrix) -> Binary:
+    return Binary.from_vector(vector.tolist(), BinaryVectorDtype.FLOAT32)

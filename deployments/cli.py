@@ -398,7 +398,7 @@ def _search_in(
 
     blocks = make_blocks(settings, embedded_uri=mongo_uri)
     embedders = blocks.embedders
-    indexes = SearchIndexes(blocks.vectors, embedders, settings.home)
+    indexes = SearchIndexes(blocks.vectors, embedders, settings.home, by_server=settings.cryptique_search_by == "auto")
     tenant = Tenant(team_id, site_id)
     try:
         indexes.open()

@@ -256,6 +256,10 @@ class Settings(BaseSettings):
     cryptique_api_timeout_seconds: float = Field(
         default=10.0, gt=0, le=120, description="Seconds that a request to /api may wait for the stores."
     )
+    cryptique_search_by: Literal["auto", "index"] = Field(
+        default="auto",
+        description="What finds the nearest vectors: the server's vector search where it has one (auto), or the index.",
+    )
     cryptique_api_requests_at_once: int = Field(
         default=48,
         ge=1,

@@ -65,7 +65,7 @@ def serve_by(settings: Settings) -> FastAPI:
 def make_parts(settings: Settings, blocks: PipelineBlocks) -> HttpParts:
     """Return what requests are answered with. No other system is asked yet."""
     embedders = blocks.embedders
-    indexes = SearchIndexes(blocks.vectors, embedders, settings.home)
+    indexes = SearchIndexes(blocks.vectors, embedders, settings.home, by_server=settings.cryptique_search_by == "auto")
     return HttpParts(
         settings=settings,
         vectors=blocks.vectors,
