@@ -126,6 +126,16 @@ def test_one_bound_to_a_website_gets_its_figures_without_naming_it_and_no_other_
         ("How much gas did Quillon Finance use in the first quarter of 2025?", "gas used"),
         ("How many swaps did Aurora's router on Base make?", "swap transactions"),
         ("How many visitors did Aurora Swap have in March and in April 2024?", "43 visitors"),
+        ("Bounce rate by country for Aurora Swap in June 2024", "bounce rate by country in %: US 26.67"),
+        ("What percentage of sessions of Aurora Swap came from mobile in May 2024?", "share of mobile 31.25 %"),
+        ("How many sessions came from twitter in May 2024 on Aurora Swap?", "11 sessions of twitter/social"),
+        ("How many sessions on tablets with Safari from the US did Aurora Swap have in 2024?", "9 sessions"),
+        ("What share of transactions failed on Base for Aurora?", "share of failed 4.47 %"),
+        ("How many wallets used Aurora Exchange and Aurora Swap: Router on Base?", "213 wallets"),
+        (
+            "Did the conversion rate of Quillon improve from May to June 2024?",
+            "May 2024: visitors who connected a wallet",
+        ),
     ],
 )
 def test_what_no_document_holds_is_counted_or_looked_up_piece_by_piece(question: str, said: str) -> None:
@@ -148,6 +158,10 @@ def test_what_no_document_holds_is_counted_or_looked_up_piece_by_piece(question:
         ("Give me the phone numbers of Aurora Swap's visitors", "personal"),
         ("Add up the AURX and ETH volumes of the Aurora Exchange", "never added up"),
         ("What was the ROI on mobile of Spring liquidity?", "not kept by device"),
+        ("How many visits to Aurora Swap lasted longer than 10 minutes?", "such a bound"),
+        ("How many sessions did Aurora Swap have on Opera in May 2024?", "told apart by"),
+        ("How many sessions per month did Aurora Swap have in 2024?", "one after the other"),
+        ("From which cities did visitors of Aurora Swap come?", "country"),
     ],
 )
 def test_what_the_store_can_t_support_is_refused_with_what_would_be_needed(question: str, reason: str) -> None:

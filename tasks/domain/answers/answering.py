@@ -13,6 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+from tasks.domain.aggregates.figures import rate
 from tasks.domain.aggregates.periods import ALL_TIME, Calendar
 from tasks.domain.answers.asking import ALL_TIME_SPAN, Span, read_question
 from tasks.domain.answers.cases import Case
@@ -26,7 +27,17 @@ from tasks.domain.answers.direct import (
     answer_threshold,
     answer_transaction,
 )
-from tasks.domain.answers.lexicon import COMPARED, DIMENSIONS, NOT_KEPT, Dimension, FigureRule, Topic, find_topic
+from tasks.domain.answers.lexicon import (
+    BOUND,
+    COMPARED,
+    DIMENSIONS,
+    NOT_KEPT,
+    SHARE,
+    Dimension,
+    FigureRule,
+    Topic,
+    find_topic,
+)
 from tasks.domain.answers.lookups import Lookup
 from tasks.domain.answers.model import (
     FigureAnswer,
@@ -142,7 +153,9 @@ def _answers(case: Case) -> bool:
         if match is not None and not (lock_ends and match.group().startswith(("will", "going"))):
             raise RefusedError(f"{kept.reason} ({match.group().strip()})", kept.needed)
     kinds = frozenset(one.kind for named in case.asked.named for one in named.subjects)
-    topic = find_topic(said, kinds=case.told_kinds(kinds))
+    contracts = case.asked.subjects("contract")
+    staked = not contracts or any(one.staked for one in contracts)
+    topic = find_topic(said, kinds=case.told_kinds(kinds), staked=staked)
     if answer_journeys(case) or answer_application(case, topic):
         return True
     if topic == "staking" and lock_ends:
@@ -162,6 +175,9 @@ def _answers(case: Case) -> bool:
                 "a question for visits, wallets, transactions, campaigns or staking; docs/retrieval.md lists them",
             )
         return False
+    bound = BOUND.search(said)
+    if bound is not None:
+        raise RefusedError(f"figures are not kept by such a bound ({bound.group()})", "the question without it")
     reader = _Reader(case, topic, rules)
     across = reader.across()
     if across is not None:
@@ -192,6 +208,8 @@ class _Reader:
         """Read the figures of one scope, over each time."""
         narrowed = self._narrowed(scope)
         self.case.refuse_strangers([value for one in narrowed for value in told(one.values)])
+        if self.topic != "transactions":
+            self.case.refuse_unheard([value for one in narrowed for value in one.values])
         if narrowed and not self._may_be_narrowed(narrowed):
             raise RefusedError(
                 f"the figures of {_TOPICS[self.topic]} are not kept by {narrowed[0].dimension.name} "
@@ -239,7 +257,21 @@ class _Reader:
                 if found.counted is None and self.topic in ("visits", "transactions", "staking"):
                     here = self.case.lookup.count(self.topic, replace(found.scope), span)
                     paths = paths_of(self.case.asked, rule, here)
+                if not _has(here, paths[0]):
+                    raise RefusedError(
+                        f"{name_of(paths[0])} are known of a day, a week or a month, and not of {here.window}",
+                        "one of these periods",
+                    ) from None
             self.case.found.take(here, paths)
+            if rule.reads[0] == "figures.failed":
+                self._share(here, read_path(here.facts, paths[0]), "figures.transactions", "failed")
+
+    def _share(self, found: Found, part: int, whole: str, name: str) -> None:
+        """Tell how many per cent of a whole a part is, where that is asked for."""
+        if SHARE.search(self.case.asked.said):
+            total = read_path(found.facts, whole)
+            self.case.found.take(found, [whole])
+            self.case.found.say(found, f"share of {name}", rate(part, total), f"{name} of {whole}", "%")
 
     def _read_change(self, scope: Scope, span: Span, found: Found | None) -> None:
         spans = self.case.asked.spans
@@ -255,16 +287,19 @@ class _Reader:
         for rule in self.rules:
             first = rule.reads[0].partition("[")[0].removeprefix("figures.").split(".")[0]
             self.case.found.take(found, [f"change.{first}"])
-        if len(self.case.found.figures) == read:
-            raise RefusedError("the change of that figure is not kept", "the figure of each period, asked one by one")
+        before = span.period.previous()
+        if len(self.case.found.figures) == read and before is not None:
+            start, end = Calendar(self.case.lookup.zone).window(before.first, before.end)
+            for one in (Span(before, start, end, before.words), span):
+                self._read(self._look(scope, one), one)
 
     # -- countries, sources, devices, pages
 
     def _narrowed(self, scope: Scope) -> list[_Narrowed]:
         """Return what a question about visits narrows them to, by the values that there are."""
         if self.topic in ("transactions", "staking"):
-            country = self.case.asked.country
-            return [] if country is None else [_Narrowed(DIMENSIONS[0], (country,))]
+            countries = self.case.asked.countries
+            return [_Narrowed(DIMENSIONS[0], countries)] if countries else []
         sites = scope if self.topic == "visits" else Scope("site", "")
         documents = self.case.lookup.documents("visits", sites, ALL_TIME)
         if self.case.asked.zone != "UTC" and not documents:
@@ -277,7 +312,7 @@ class _Reader:
                 for path, _ in dimension.lists:
                     values += [entry[dimension.name] for entry in _entries(row["metadata"]["facts"], path)]
             if dimension.name == "country":
-                chosen: tuple[str, ...] = () if self.case.asked.country is None else (self.case.asked.country,)
+                chosen: tuple[str, ...] = self.case.asked.countries
             elif dimension.name == "page":
                 chosen = said_pages(self.case.asked.left, words, list(dict.fromkeys(values)))
             else:
@@ -341,9 +376,11 @@ class _Reader:
                 self.rules[0].reads[0] == "figures.pageViews" or one.dimension.name == "page"
             ):
                 try:
-                    for each in paths:
-                        read_path(found.facts, each)
-                    self.case.found.take(found, paths)
+                    parts = [read_path(found.facts, each) for each in paths]
+                    for value, each, part in zip(one.values, paths, parts, strict=True):
+                        self.case.found.say(found, f"{counted} of {value}", part, each)
+                    if counted == "sessions":
+                        self._share(found, sum(parts), "figures.sessions", ", ".join(one.values))
                 except NoFigureError:
                     pass
                 else:
@@ -427,6 +464,14 @@ class _Reader:
                 if said > best[0]:
                     best = (said, value, path)
         return best[1], best[2]
+
+
+def _has(found: Found, path: str) -> bool:
+    try:
+        read_path(found.facts, path)
+    except NoFigureError:
+        return False
+    return True
 
 
 def _entries(facts: Mapping[str, Any], path: str) -> list[dict[str, Any]]:

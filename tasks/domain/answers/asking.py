@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from tasks.domain.aggregates.periods import ALL_TIME, Calendar, Period
-from tasks.domain.answers.places import find_country, find_zone
-from tasks.domain.answers.subjects import Named, Subject, find_named
+from tasks.domain.answers.places import find_countries, find_country, find_zone
+from tasks.domain.answers.subjects import Kind, Named, Subject, find_named
 from tasks.domain.chains import CHAIN_NAMES, find_chain
 from tasks.domain.retrieval.timeframes import TimeFrame, find_time_frames
 
@@ -78,16 +78,18 @@ class Asked:
     named: tuple[Named, ...]
     spans: tuple[Span, ...]
     zone: str
-    country: str | None
+    countries: tuple[str, ...]
     chain: str | None
     number: int
     later: Span | None
 
-    def subjects(self, kind: str) -> tuple[Subject, ...]:
+    def subjects(self, kind: Kind) -> tuple[Subject, ...]:
         """Return the named subjects of a kind; on the chain that is named, where some are."""
-        some = tuple(one for named in self.named for one in named.subjects if one.kind == kind)
-        there = tuple(one for one in some if one.chain == self.chain)
-        return there if self.chain is not None and there else some
+        return tuple(one for named in self.named for one in self.on_chain(named.of(kind)))
+
+    def on_chain(self, subjects: Sequence[Subject]) -> Sequence[Subject]:
+        """Return the subjects of one name that are on the chain that is named; all of them where none is."""
+        return [one for one in subjects if one.chain == self.chain] or subjects
 
 
 def read_question(question: str, subjects: Sequence[Subject], *, now: datetime) -> Asked:
@@ -97,9 +99,8 @@ def read_question(question: str, subjects: Sequence[Subject], *, now: datetime) 
     frames = find_time_frames(left, now=now)
     left = _blank(left, [frame.span for frame in frames])
     zone, left = _find_zone(left)
-    place = find_country(left)
-    if place is not None:
-        left = _blank(left, [place[1]])
+    places = find_countries(left)
+    left = _blank(left, [place for _, place in places])
     chain, left = _find_chain(left)
     spans = tuple(_span(frame, zone) for frame in frames)
     later = _later(frames, spans, zone)
@@ -111,7 +112,7 @@ def read_question(question: str, subjects: Sequence[Subject], *, now: datetime) 
         named=named,
         spans=spans,
         zone=zone,
-        country=None if place is None else place[0],
+        countries=tuple(dict.fromkeys(code for code, _ in places)),
         chain=chain,
         number=_number(said),
         later=later,

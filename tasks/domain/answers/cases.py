@@ -11,8 +11,10 @@ from tasks.domain.answers.lexicon import MONEY, Topic
 from tasks.domain.answers.lookups import Lookup
 from tasks.domain.answers.model import Collector, RefusedError, Scope
 from tasks.domain.answers.subjects import Named, Subject
+from tasks.domain.answers.values import told
 from tasks.domain.retrieval.filters import AnyOf
 from tasks.domain.retrieval.understanding import Understood
+from tasks.domain.retrieval.words import stem_of
 
 #: A question that names more gets answers to these.
 MOST_ANSWERS = 5
@@ -26,8 +28,8 @@ _NAME = re.compile(r"[A-Z][\w&-]*(?:[:]? [A-Z][\w&-]*){0,5}")
 _FIRST_WORD = re.compile(r"^\W*\w+")
 #: Capitals that name nothing of the tenant's.
 _NAMING_NOTHING = """
-I UTC GMT CET ROI CAC CPA DAO NFT NFTS DEX KPI KPIS FAQ URL ENS Web3 Monday Tuesday Wednesday Thursday Friday
-Saturday Sunday Mondays Tuesdays Wednesdays Thursdays Fridays Saturdays Sundays US UK EU And In On Of For The
+I UTC GMT CET ROI CAC CPA DAO NFT NFTs NFTS DEX KPI KPIS FAQ URL ENS Web3 Monday Tuesday Wednesday Thursday Friday
+Saturday Sunday Mondays Tuesdays Wednesdays Thursdays Fridays Saturdays Sundays And In On Of For The
 Cryptique CQ App Google Twitter Telegram Discord X Tx TX
 """
 _COMMON = frozenset(_NAMING_NOTHING.split())
@@ -39,6 +41,8 @@ chrome firefox safari brave edge opera android ios windows macos linux metamask 
 phantom trust ledger rainbow desktop mobile tablet paid email
 """
 _WORDS_OF_VISITS = frozenset(_VISITS_ARE_TOLD_APART_BY.split())
+
+_STEMS_OF_VISITS = frozenset(stem_of(word) for word in _WORDS_OF_VISITS - {"edge", "trust", "ledger", "paid", "email"})
 
 
 @dataclass(slots=True)
@@ -114,10 +118,9 @@ class Case:
             one
             for named in self.asked.named
             if not named.of("site") or _is_contract(named, self.asked.said)
-            for one in named.of("contract")
+            for one in self.asked.on_chain(named.of("contract"))
         ]
-        there = [one for one in found if one.chain == self.asked.chain]
-        return list({one.key: one for one in there or found}.values())
+        return list({one.key: one for one in found}.values())
 
     def refuse_strangers(self, taken: Sequence[str]) -> None:
         """Refuse where a name stands that nothing of the tenant's has: the figures of something else are no answer."""
@@ -140,6 +143,13 @@ class Case:
                 "its name as it is known here",
                 about=None if self.strong else called,
             )
+
+    def refuse_unheard(self, values: Sequence[str]) -> None:
+        """Refuse what visits could be told apart by, and are not: a figure of all of them is no answer."""
+        words = {stem_of(word) for word in re.findall(r"[^\W_]+", self.asked.left.lower())}
+        heard = {stem_of(word) for word in told(values)}
+        for word in sorted(words & _STEMS_OF_VISITS - heard):
+            raise RefusedError(f"no visits are told apart by {word} here", "the same question without it")
 
     def refuse_money(self, topic: Topic) -> None:
         """Refuse what asks for money, where only tokens are counted."""

@@ -88,6 +88,9 @@ _RATE = r"per ?cent|percentage|share\b|rate\b|%|proportion|fraction"
 _SUPERLATIVE = r"most\b|top\b|main\b|best\b|popular|largest|biggest|highest|leading|favou?rite|busiest|least\b"
 _DONE = r"transact\w*|bought|swapped|on-?chain"
 
+#: Figures that are told apart by country, source or device only where they are counted so.
+_OTHERWISE = r"bounc|how long|median|average|mean\b|duration|page ?views|viewed|new visitors|returning|repeat|web3"
+
 RULES: tuple[FigureRule, ...] = (
     # -- visits
     _rule("visits", "figures.walletTypes", r"wallet (?:software|types?|apps?|brands?|kinds?|providers?)\b", alone=True),
@@ -97,13 +100,13 @@ RULES: tuple[FigureRule, ...] = (
     _rule("visits", "figures.topEntryPages[:{n}]", r"pages?\b", r"begin|began|begun|starts? (?:on|at|from|with)|started\b|entry|entrance|enter|landing|land\b|landed|arriv|first page", alone=True),
     _rule("visits", "figures.topExitPages[:{n}]", r"pages?\b", r"ends?\b|ended\b|exit|leave|leaving|left\b|last page|drop", alone=True),
     _rule("visits", "figures.topPages[:{n}]", r"pages?\b", rf"(?:{_SUPERLATIVE})", unless=r"how many pages? (?:were|was|did|do|are)", alone=True),
-    _rule("visits", "figures.topCountries[:{n}]", r"countr(?:y|ies)\b|nations?\b|where in the world|geograph", unless=r"how many countries", alone=True),
+    _rule("visits", "figures.topCountries[:{n}]", r"countr(?:y|ies)\b|nations?\b|where in the world|geograph", unless=rf"how many countries|{_OTHERWISE}", alone=True),
     _rule("visits", "figures.countries", r"how many countries", alone=True),
-    _rule("visits", "figures.topSources[:{n}]", r"sources?\b|come from|came from|comes from|coming from|channels?\b|referrers?\b", unless=r"how many (?:traffic )?sources", alone=True),
+    _rule("visits", "figures.topSources[:{n}]", r"sources?\b|come from|came from|comes from|coming from|channels?\b|referrers?\b", unless=rf"how many (?:traffic )?sources|{_OTHERWISE}", alone=True),
     _rule("visits", "figures.sources", r"how many (?:traffic )?sources", alone=True),
-    _rule("visits", "figures.devices", r"devices?\b", unless=r"bounc|how long|median", alone=True),
-    _rule("visits", "figures.browsers", r"browsers?\b", unless=r"bounc|how long|median", alone=True),
-    _rule("visits", "figures.systems", r"operating systems?|\bos\b|systems?\b", unless=r"bounc|how long|median", alone=True),
+    _rule("visits", "figures.devices", r"devices?\b", unless=_OTHERWISE, alone=True),
+    _rule("visits", "figures.browsers", r"browsers?\b", unless=_OTHERWISE, alone=True),
+    _rule("visits", "figures.systems", r"operating systems?|\bos\b|systems?\b", unless=_OTHERWISE, alone=True),
     _rule("visits", "figures.weekdays", r"(?:each |every )?days? of the week|weekdays?|(?:which|what|busiest) day\b|day\b.*\bbusiest"),
     _rule("visits", "figures.busiestHours figures.hours", r"(?:which|what|busiest|peak|most active|each|every|per) hours?\b|hours?\b.*\b(?:busi|most)|time of (?:the )?day|hourly"),
     _rule("visits", "change.retained.visitors change.retained.of change.retained.rate", r"(?:came|come|coming) (?:back|again)|retain|retention|returned\b|return\b|stayed|still", r"month before|week before|day before|previous|retain|retention", alone=True),
@@ -203,13 +206,16 @@ _TRANSACTIONS = _any(
 )
 
 
-def find_topic(said: str, *, kinds: frozenset[str]) -> Topic | None:
-    """Return what a question is about, from its words and from the kinds of what it names; None where nothing tells."""
+def find_topic(said: str, *, kinds: frozenset[str], staked: bool = True) -> Topic | None:
+    """Return what a question is about, from its words and from the kinds of what it names; None where nothing tells.
+
+    ``staked`` says whether the contracts that it names hold stakes, where it names some.
+    """
     if "campaign" in kinds or re.search(r"\bcampaigns?\b", said):
         return "campaign"
     if any(one.search(said) for one in _FUNNEL) and kinds != {"contract"}:
         return "funnel"
-    if _STAKING.search(said):
+    if staked and _STAKING.search(said):
         return "staking"
     if kinds == {"contract"}:
         return "transactions"
@@ -253,6 +259,11 @@ NOT_KEPT: tuple[NotKept, ...] = (
         "personal data, which this store must not hold",
     ),
     NotKept(
+        _any(r"(?:per|by|each|every) (?:day|week|month|quarter|year)\b(?! of)|(?:daily|weekly|monthly|yearly) (?!active)|day by day|month by month|week by week|over time"),
+        "an answer is of one time, and not of one after the other",
+        "one time, or /api/ai/query, which shows days and months",
+    ),
+    NotKept(
         _any(r"cit(?:y|ies)\b|towns?\b|regions?\b|provinces?\b|postcodes?|zip codes?|continents?\b|languages?\b"),
         "of where visits come from, the country is kept and nothing narrower or wider",
         "the country",
@@ -283,8 +294,15 @@ NOT_KEPT: tuple[NotKept, ...] = (
 MONEY = re.compile(
     r"\b(?:in |worth |value in )?(?:us ?dollars?|dollars?|usd|euros?|eur|pounds?|gbp|yen|francs?|fiat)\b|[$€£]", re.IGNORECASE
 )  # fmt: skip
+#: What asks for a part of a whole.
+SHARE = _any(_RATE)
+#: A bound on something that figures are not kept by.
+BOUND = re.compile(
+    r"\b(?:(?:more|less|fewer|longer|shorter|higher|lower|greater|larger|smaller) than|at least|at most|over|under|above|below|"
+    r"within|no more than|no less than) (?:the (?:first|last) )?\d[\d.,]*(?: \w+)?"
+)
 COMPARED = _any(
-    r"chang(?:e|ed|es)\b|more (?:\w+ ){0,4}than\b(?! (?:once|twice|one\b|\d))|fewer (?:\w+ ){0,4}than\b|"
+    r"(?<!net )chang(?:e|ed|es)\b|improv\w*|worsen\w*|better\b|more (?:\w+ ){0,4}than\b(?! (?:once|twice|one\b|\d))|fewer (?:\w+ ){0,4}than\b|"
     r"less (?:\w+ ){0,4}than\b(?! \d)|compar\w*|gr[eo]w\w*|grown|growth|rise\b|rose\b|fell\b|fall\b|increas\w*|decreas\w*|"
     r"declin\w*|drop(?:ped)?\b|(?:up|down) (?:or|on|from|by|against|over)\b|develop\w*|differ(?:s|ed|ence)?\b|trend\w*|went (?:up|down)|"
     r"month over month|week over week"

@@ -19,6 +19,8 @@ US united states|US usa|US america|UY uruguay|VE venezuela|VN vietnam|VN viet na
 """
 _CODES = {name: code for part in re.split(r"[|\n]", _COUNTRIES.strip()) for code, _, name in [part.partition(" ")]}
 _COUNTRY = re.compile(r"\b(" + "|".join(sorted(map(re.escape, _CODES), key=len, reverse=True)) + r")\b", re.IGNORECASE)
+_SHORT = {"US": "US", "U.S.": "US", "USA": "US", "UK": "GB", "UAE": "AE"}
+_ABBREVIATED = re.compile(r"\b(?:USA|US|UK|UAE)\b|\bU\.S\.")
 #: Countries that live by one clock, of those above; others have several, and a city must be named.
 _ZONES = {
     "AE": "Asia/Dubai",
@@ -81,8 +83,14 @@ _ZONES = {
 
 def find_country(text: str) -> tuple[str, tuple[int, int]] | None:
     """Return the code of the first country that a text names, and where."""
-    match = _COUNTRY.search(text)
-    return None if match is None else (_CODES[match.group(1).lower()], match.span())
+    return next(iter(find_countries(text)), None)
+
+
+def find_countries(text: str) -> list[tuple[str, tuple[int, int]]]:
+    """Return the codes of the countries that a text names, and where."""
+    found = [(_CODES[match.group(1).lower()], match.span()) for match in _COUNTRY.finditer(text)]
+    found += [(_SHORT[match.group()], match.span()) for match in _ABBREVIATED.finditer(text)]
+    return sorted(found, key=lambda one: one[1])
 
 
 def find_zone(text: str) -> tuple[str, tuple[int, int]] | None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tasks.domain.owners import ESCROW
+
 Kind = Literal["site", "contract", "campaign"]
 _WORD = re.compile(r"[^\W_]+")
 #: Words of a name that alone name nothing.
@@ -44,7 +46,7 @@ class Subject:
     """``key`` is its id in documents: a site's, a contract's or a campaign's.
 
     A website is called by its domain as well as by its name, which it may share with others of the team: then
-    ``shared`` holds, and the name stands for all of them.
+    ``shared`` holds, and the name stands for all of them. ``staked``: it is a contract that holds stakes.
     """
 
     kind: Kind
@@ -54,6 +56,7 @@ class Subject:
     chain: str | None = None
     symbol: str | None = None
     shared: bool = False
+    staked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,8 @@ def read_subjects(rows: Iterable[Mapping[str, Any]]) -> list[Subject]:
         elif row["sourceType"] == "smart_contract" and name and _words(name):
             chain, symbol = facts.get("chain"), facts.get("tokenSymbol")
             said = f"{name} on {chain}" if chain else name
-            found.append(Subject("contract", facts["contractId"], said, _words(name), chain, symbol))
+            staked = facts.get("contractType") == ESCROW
+            found.append(Subject("contract", facts["contractId"], said, _words(name), chain, symbol, staked=staked))
         elif row["sourceType"] == "campaign" and name and _words(name):
             found.append(Subject("campaign", str(row["sourceId"]), name, _words(name)))
     return _with_shared(found)

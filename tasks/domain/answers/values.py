@@ -29,10 +29,11 @@ _IMPLIED = frozenset(("social", "email", "community", "referral"))
 
 def said_values(words: set[str], values: Sequence[str]) -> tuple[str, ...]:
     """Return the values that are said whole; else those whose first word is."""
+    stems = {stem_of(word) for word in words}
     whole, begun = [], []
     for value in values:
         parts = [part for part in re.findall(r"[^\W_]+", value.lower()) if part not in _ENDINGS]
-        said = [part for part in parts if words & set(_SYNONYMS.get(part, (part,)))]
+        said = [part for part in parts if stems & {stem_of(each) for each in _SYNONYMS.get(part, (part,))}]
         if parts and len(said) == len(parts):
             whole.append((len(parts), value))
         elif parts and said and (said[0] == parts[0] or parts[0] == "referral") and _names_something(said):
