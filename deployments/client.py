@@ -72,7 +72,10 @@ class RagClient:
         max_tokens: int = 1_000,
         temperature: float = 0.7,
     ) -> dict[str, Any] | None:
-        """Return ``content`` with its ``sources``, ``citations`` and ``metadata``; None where nothing is known."""
+        """Return ``content`` with its ``sources``, ``citations`` and ``metadata``; None where nothing is known.
+
+        A question for figures has ``figures``, or ``refused`` with ``reason`` and ``needed`` and no ``content``.
+        """
         answer = self._send(
             "/api/rag/generate",
             {
@@ -83,6 +86,12 @@ class RagClient:
                 "temperature": temperature,
             },
         )
+        data = answer.get("data") or {}
+        return dict(data) if answer.get("success") or data.get("refused") else None
+
+    def overview(self, query: str, *, site_id: str, timeframe: str = "30d") -> dict[str, Any] | None:
+        """Return ``metrics``, ``visualizations``, ``tables`` and ``insights``; None where nothing is recorded."""
+        answer = self._send("/api/ai/query", {"query": query, "siteId": site_id, "timeframe": timeframe})
         return dict(answer["data"]) if answer.get("success") else None
 
     def add_document(

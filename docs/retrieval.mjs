@@ -32,6 +32,8 @@ export function ragClient(baseUrl, token, { retries = 3, timeoutMs = 40_000 } = 
   return {
     retrieve: (query, siteId, more = {}) => send("/api/rag/retrieve", { query, siteId, ...more }),
     generate: (query, siteId, more = {}) => send("/api/rag/generate", { query, siteId, ...more }),
+    /** Figures, charts and tables; `more` may have `timeframe`. */
+    overview: (query, siteId, more = {}) => send("/api/ai/query", { query, siteId, ...more }),
     /** `labels` are source, type and category; editors and admins of the team may add. */
     addDocument: (text, siteId, labels = {}) => send("/api/rag/documents", { text, siteId, metadata: labels }),
     rate: (requestId, siteId, rating, comment = "") =>

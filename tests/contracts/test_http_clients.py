@@ -62,6 +62,13 @@ def test_pythons_client_retrieves_answers_and_rates(served: tuple[str, RagServic
         rag.rate(answer["requestId"], site_id=SITE_ID, rating=5)
         added = rag.add_document("Refunds are paid within 14 days.", site_id=SITE_ID, type="policy")
         assert (added["metadata"]["status"], added["metadata"]["type"]) == ("searchable", "policy")
+        told = rag.generate("How many visitors did Nimbus have?", site_id=SITE_ID)
+        assert told is not None
+        assert told["refused"]["needed"]
+        shown = rag.overview("How many transactions were there?", site_id=SITE_ID, timeframe="all")
+        assert shown is not None
+        assert shown["metrics"][0]["title"] == "Transactions"
+        assert rag.overview("How was the traffic?", site_id=SITE_ID, timeframe="2019") is None
         assert rag.generate(f"transaction 0x{999:064x}", site_id=SITE_ID) is None
         with pytest.raises(RagError, match="no such site") as refused:
             rag.retrieve("swaps", site_id="site-a")

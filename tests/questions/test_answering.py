@@ -130,7 +130,7 @@ def test_one_bound_to_a_website_gets_its_figures_without_naming_it_and_no_other_
         ("What percentage of sessions of Aurora Swap came from mobile in May 2024?", "share of mobile 31.25 %"),
         ("How many sessions came from twitter in May 2024 on Aurora Swap?", "11 sessions of twitter/social"),
         ("How many sessions on tablets with Safari from the US did Aurora Swap have in 2024?", "9 sessions"),
-        ("What share of transactions failed on Base for Aurora?", "share of failed 4.47 %"),
+        ("What share of transactions failed on Base for Aurora Markets?", "share of failed 4.47 %"),
         ("How many wallets used Aurora Exchange and Aurora Swap: Router on Base?", "213 wallets"),
         (
             "Did the conversion rate of Quillon improve from May to June 2024?",
