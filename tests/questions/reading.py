@@ -6,7 +6,6 @@ contracts and campaigns are looked up in the documents of contracts and campaign
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,15 +14,12 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from tasks.domain.aggregates.periods import Calendar, Period
+from tasks.domain.answers.paths import NoFigureError, read_path
 
 Stored = Mapping[str, Any]
 #: ``sorted`` puts the answers of several documents in order; ``most`` and ``least`` leave the one whose last figure is
 #: the largest or the smallest; ``count`` says how many there are.
 Choice = Literal["one", "sorted", "most", "least", "count"]
-
-#: A dot that parts two steps of a path, and not one in the value that an entry is chosen by.
-_DOT = re.compile(r"\.(?![^\[]*\])")
-_STEP = re.compile(r"(\w*)(?:\[(?:(\w+)=([^\]]*)|(:?)(\d+)|(\*))\])?")
 
 
 class UnansweredError(Exception):
@@ -174,24 +170,10 @@ def put_all(questions: Iterable[Question], reader: Reader) -> dict[int, str]:
 
 def read(facts: Mapping[str, Any], path: str) -> Any:
     """Return the value that a path leads to. Raises ``UnansweredError`` where there is none."""
-    value: Any = facts
-    steps = _DOT.split(path)
-    for position, step in enumerate(steps):
-        match = _STEP.fullmatch(step)
-        assert match is not None, path
-        name, key, wanted, sliced, number, each = match.groups()
-        try:
-            value = value[name] if name else value
-            if each:
-                rest = ".".join(steps[position + 1 :])
-                return [read(entry, rest) for entry in value]
-            if key:
-                (value,) = (entry for entry in value if str(entry[key]) == wanted)
-            elif number is not None:
-                value = value[: int(number)] if sliced else value[int(number)]
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise UnansweredError(f"the document has no {path}") from None
-    return value
+    try:
+        return read_path(facts, path)
+    except NoFigureError as error:
+        raise UnansweredError(str(error)) from None
 
 
 def says_its_window(row: Stored, look: Look) -> bool:
