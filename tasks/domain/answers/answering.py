@@ -69,7 +69,7 @@ _STRONG = re.compile(
     r"\b(?:most|least|fewest|highest|lowest|largest|biggest|top|busiest|best|main|popular)|"
     r"busiest|(?:more|fewer) \w+ .{0,60}\bthan|compared?|versus|split\b|spread\b|distribution|broken down|"
     r"by (?:device|country|source)|sessions|visitors|page ?views|bounce\w*|conversions?|roi\b|retention|funnel|"
-    r"web3 users|weekdays?)\b",
+    r"web3 users|weekdays?|most (?:common|active|used|frequent|called))\b",
     re.IGNORECASE,
 )
 #: What asks for anything at all.
@@ -78,6 +78,8 @@ _WEAK = re.compile(
     r"did|does|do|has|have|is|are|was|were|will|why|should|can|could|would|give|tell|show|list)\b|\?\s*$",
     re.IGNORECASE,
 )
+#: Questions for causes, advice and forecasts.
+_OPEN = re.compile(r"^(?:why|should|will)\b")
 _TOPICS = {
     "campaign": "campaigns",
     "funnel": "the funnel",
@@ -147,21 +149,22 @@ def _answers(case: Case) -> bool:
     said = case.asked.said
     if answer_transaction(case):
         return True
-    lock_ends = LOCK_ENDS.search(said) is not None
-    for kept in NOT_KEPT:
-        match = kept.said.search(said)
-        if match is not None and not (lock_ends and match.group().startswith(("will", "going"))):
-            raise RefusedError(f"{kept.reason} ({match.group().strip()})", kept.needed)
     kinds = frozenset(one.kind for named in case.asked.named for one in named.subjects)
     contracts = case.asked.subjects("contract")
     staked = not contracts or any(one.staked for one in contracts)
     topic = find_topic(said, kinds=case.told_kinds(kinds), staked=staked)
+    lock_ends = LOCK_ENDS.search(said) is not None
+    asked_for = case.strong or lock_ends or COMPARED.search(said) or _OPEN.search(said)
+    if topic in ("transactions", "staking") and not asked_for:
+        return False  # which transactions they were is told by their texts
+    for kept in NOT_KEPT:
+        match = kept.said.search(said)
+        if match is not None and not (lock_ends and match.group().startswith("will")):
+            raise RefusedError(f"{kept.reason} ({match.group().strip()})", kept.needed)
     if answer_journeys(case) or answer_application(case, topic):
         return True
     if topic == "staking" and lock_ends:
         return answer_lock_ends(case)
-    if topic in ("transactions", "staking") and not (case.strong or lock_ends or COMPARED.search(said)):
-        return False  # which transactions they were is told by their texts
     rules = [] if topic is None else fitting(topic, said)
     if topic is not None:
         case.refuse_money(topic)

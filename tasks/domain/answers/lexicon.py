@@ -239,12 +239,12 @@ class NotKept:
 
 NOT_KEPT: tuple[NotKept, ...] = (
     NotKept(
-        _any(r"will\b(?! be counted)|going to\b|predict\w*|forecast\w*|expect\w*|next (?:day|week|month|quarter|year)|tomorrow|in future|project(?:ed|ion)s?\b|likely\b"),
+        _any(r"will\b(?! be counted)|predict\w*|forecast\w*|expect\w*|next (?:day|week|month|quarter|year)|tomorrow|in future|project(?:ed|ion)s?\b|likely\b"),
         "the store holds what happened, and no forecast",
         "a model of the future, which this is not",
     ),
     NotKept(
-        _any(r"why\b|because of|reasons? (?:for|behind|why)|caus(?:e|es|ed|ing)\b|due to|thanks to|explain\w*|led to|responsible for|attribut\w+ to"),
+        _any(r"why\b|because of|reasons? (?:for|behind|why)|caus(?:e|es|ed|ing)\b|due to|thanks to|led to|responsible for|attribut\w+ to"),
         "figures say what happened, and not why",
         "an experiment, or the judgement of somebody who knows the product",
     ),
@@ -274,12 +274,12 @@ NOT_KEPT: tuple[NotKept, ...] = (
         "a monitoring of the website",
     ),
     NotKept(
-        _any(r"scroll\w*|heat ?maps?|impressions?\b|click-?through|ctr\b|search rank\w*|seo\b|keywords?\b|followers?\b|likes?\b|subscri\w+|newsletter sign|sign-?ups?\b|registrations? (?:of|by) users|downloads?\b|satisf\w*|nps\b|reviews?\b|complain\w*|support tickets?"),
+        _any(r"scroll\w*|heat ?maps?|impressions?\b|click-?through|ctr\b|search rank\w*|seo\b|keywords?\b|followers?\b|(?:number of|how many) likes|subscri\w+|newsletter sign|sign-?ups?\b|registrations? (?:of|by) users|downloads?\b|satisf\w*|nps\b|reviews?\b|complain\w*|support tickets?"),
         "that is not recorded for any website",
         "a source that records it",
     ),
     NotKept(
-        _any(r"holders?\b|(?:total|circulating|max) supply|supply of|market cap\w*|liquidity\b|tvl\b|total value locked|apy\b|apr\b|yield\b|floor price|price of|prices?\b|exchange rates?|interest rates?|balances? of (?:the )?(?:wallet|address|contract)|wallet balances?|balances? does|hold in"),
+        _any(r"holders?\b|(?:total|circulating|max) supply|supply of|market cap\w*|total liquidity|liquidity (?:of|in|depth)|tvl\b|total value locked|apy\b|apr\b|yield\b|floor price|price of|prices?\b(?! (?:feed|update|oracle))|exchange rates?|interest rates?|balances? of (?:the )?(?:wallet|address|contract)|wallet balances?|balances? does|hold in"),
         "prices, balances and supplies are not kept: the store knows transactions, and no state of a chain",
         "a source of prices or of balances",
     ),
