@@ -1,8 +1,9 @@
 """Search index: the documents of one generation in mapped files and a tail in memory, following what is written.
 
 It stands in for a server's own vector search: ``choose``, ``nearest`` and ``by_words`` over segments that never change.
-A change makes a new small segment and takes the document's old place out of the living; small ones are merged. What is
-searched is always one view, so an answer is of one moment.
+A change makes a new small segment and takes the document's old place out of the living; small ones are merged, beside
+the thread that follows, which takes the outcome over. What is searched is always one view, so an answer is of one
+moment.
 
 Several processes may have it open. One of them holds the lock and writes; the others read its files and follow the
 store themselves. A crash loses nothing: files are named by a manifest that is replaced at once, with the position in
@@ -78,6 +79,36 @@ class Progress:
     followed_at: float = field(default_factory=time.monotonic)
 
 
+class _Merge:
+    """A merge in a thread of its own: of what ``chosen`` held at its beginning, into a folder that nobody knows yet."""
+
+    def __init__(self, chosen: Sequence[_Held], folder: Path) -> None:
+        self.chosen, self.folder = tuple(chosen), folder
+        self.made: Segment | None = None
+        #: Until it is whole, nothing may take the place of what it merges.
+        self.failure: Exception | None = InterruptedError("it did not end")
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="search-merge", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether there is an outcome, or a failure."""
+        return not self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Leave it, and wait until nothing is written any more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self.made = _merged(self.chosen, self.folder, self._stopped.is_set)
+            self.failure = None
+        except (OSError, ValueError, MemoryError) as error:
+            self.failure = error
+
+
 class SearchIndex:
     """The index of one generation, in a folder. One thread changes it, any may search ``view``."""
 
@@ -91,6 +122,8 @@ class SearchIndex:
         self._lock_file: TextIO | None = None
         self._flushed_at = time.monotonic()
         self._whole = False
+        self._merges_beside = False
+        self._merge: _Merge | None = None
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -118,23 +151,31 @@ class SearchIndex:
 
     def follow(self, stopped: threading.Event) -> None:
         """Take over what is written, within a second of it, until ``stopped``; what fails is tried again."""
-        while not stopped.is_set():
-            try:
-                for _ in self._changes(stopped.is_set):
-                    self._keep_house()
-            except PipelineError as error:
-                _LOGGER.warning("the search index does not hear of the store, and tries again: %s", error)
-                stopped.wait(_RETRY_S)
-            except OSError as error:
-                _LOGGER.error("the search index can't be written, and is kept in memory: %s", error)
-                self._flushed_at = time.monotonic()
-                stopped.wait(_RETRY_S)
+        self._merges_beside = True
+        try:
+            while not stopped.is_set():
+                try:
+                    for _ in self._changes(stopped.is_set):
+                        self._take_merged()
+                        self._keep_house()
+                except PipelineError as error:
+                    _LOGGER.warning("the search index does not hear of the store, and tries again: %s", error)
+                    stopped.wait(_RETRY_S)
+                except OSError as error:
+                    _LOGGER.error("the search index can't be written, and is kept in memory: %s", error)
+                    self._flushed_at = time.monotonic()
+                    stopped.wait(_RETRY_S)
+        finally:
+            self._merges_beside = False
+            if self._merge is not None:
+                self._merge.stop()
+                self._merge = None
 
     def close(self) -> None:
         """Write down what is in memory, if this process may, and give the lock back."""
         if self._lock_file is not None:
             try:
-                self._flush()
+                self._flush(merge=False)
             except OSError as error:
                 _LOGGER.warning("the search index is not written down: %s; its changes are read again", error)
             self._lock_file.close()
@@ -306,7 +347,7 @@ class SearchIndex:
             self._adopt()
         self._flushed_at = time.monotonic()
 
-    def _flush(self) -> None:
+    def _flush(self, *, merge: bool = True) -> None:
         tail = [one for one in self.view.parts if one.name is None and one.living]
         on_disk = [one for one in self.view.parts if one.name is not None]
         # What another process has merged, or somebody has deleted, is open here, and is written again.
@@ -314,7 +355,10 @@ class SearchIndex:
         if tail:
             on_disk.append(self._saved_segment(_together(tail)))
         self.view = replace(self.view, parts=tuple(on_disk))
-        self._merge_small()
+        if merge and self._merges_beside:
+            self._begin_merge()
+        elif merge:
+            self._merge_small()
         self._write_manifest()
         self._flushed_at = time.monotonic()
 
@@ -328,27 +372,54 @@ class SearchIndex:
         """Return a name that no segment ever had: a process that still has an old one open knows it by its name."""
         return f"segment-{time.time_ns():x}-{os.urandom(4).hex()}"
 
+    def _to_merge(self) -> list[_Held]:
+        """Return the segments that are to become one: small ones, or one of which most is dead."""
+        on_disk = [one for one in self.view.parts if one.name is not None]
+        small = sorted((one for one in on_disk if one.living < _SMALL_ROWS), key=lambda one: one.living)
+        if len(small) < _MERGED:
+            return [one for one in on_disk if one.living < _ALIVE_SHARE * len(one.alive)][:1]
+        chosen: list[_Held] = []
+        for one in small:
+            if sum(each.living for each in chosen) + one.living <= _LARGE_ROWS:
+                chosen.append(one)
+        return chosen
+
     def _merge_small(self) -> None:
-        while True:
-            on_disk = [one for one in self.view.parts if one.name is not None]
-            small = sorted((one for one in on_disk if one.living < _SMALL_ROWS), key=lambda one: one.living)
-            chosen: list[_Held] = []
-            if len(small) >= _MERGED:
-                for one in small:
-                    if sum(each.living for each in chosen) + one.living <= _LARGE_ROWS:
-                        chosen.append(one)
-            else:
-                chosen = [one for one in on_disk if one.living < _ALIVE_SHARE * len(one.alive)][:1]
-            if not chosen:
-                return
-            rest = [one for one in self.view.parts if one not in chosen]
-            living = [(one.segment, one.alive) for one in chosen if one.living]
-            made: list[_Held] = []
-            if living:
-                name = self._new_name()
-                segment = Segment.merge(living, self._folder / name)
-                made = [_Held(segment, np.ones(len(segment), dtype=np.bool_), name)]
-            self.view = replace(self.view, parts=(*made, *rest))
+        """Merge what is to be merged, here and now."""
+        while chosen := self._to_merge():
+            folder = self._folder / self._new_name()
+            self._replace_by(chosen, _merged(chosen, folder, lambda: False), folder.name)
+
+    def _begin_merge(self) -> None:
+        if self._merge is None and (chosen := self._to_merge()):
+            self._merge = _Merge(chosen, self._folder / self._new_name())
+
+    def _take_merged(self) -> None:
+        """Show what a merge has made, if it is done, and begin the next. Raises ``OSError`` where it failed."""
+        merge = self._merge
+        if merge is None or not merge.is_done:
+            return
+        self._merge = None
+        if merge.failure is not None:
+            raise OSError(f"segments were not merged: {merge.failure!r}") from merge.failure
+        # What was written again meanwhile, because its files were gone, is merged when its turn comes.
+        if {one.name for one in merge.chosen} <= {one.name for one in self.view.parts}:
+            self._replace_by(merge.chosen, merge.made, merge.folder.name)
+        self._begin_merge()
+        self._write_manifest()
+
+    def _replace_by(self, chosen: Sequence[_Held], made: Segment | None, name: str) -> None:
+        """Show a merged segment instead of those it was made of; what has died of them since is dead in it."""
+        before = {one.name: one for one in chosen}
+        parts = [one for one in self.view.parts if one.name not in before]
+        if made is not None:
+            alive = np.ones(len(made), dtype=np.bool_)
+            for now in self.view.parts:
+                if now.name in before:
+                    dead = before[now.name].alive & ~now.alive
+                    alive[made.find_rows(now.segment.row_ids[dead])] = False
+            parts.insert(0, _Held(made, alive, name))
+        self.view = replace(self.view, parts=tuple(parts))
 
     def _write_manifest(self) -> None:
         """Replace the manifest, and delete what no manifest names any more."""
@@ -376,6 +447,8 @@ class SearchIndex:
         _sync(self._folder)
         self._saved = made
         kept = {_MANIFEST, _LOCK, *(one["name"] for one in segments), *(one["alive"] for one in segments)}
+        if self._merge is not None:
+            kept.add(self._merge.folder.name)
         for path in self._folder.iterdir():
             if path.name not in kept:
                 if path.is_dir():
@@ -430,6 +503,12 @@ class SearchIndex:
                 fresh.catch_up()
                 self.view, self._saved = fresh.view, fresh._saved
                 self._position, self._whole = fresh._position, fresh._whole
+
+
+def _merged(chosen: Sequence[_Held], folder: Path, stopped: Callable[[], bool]) -> Segment | None:
+    """Return the living of several segments as one in a new folder, or None where none lives."""
+    living = [(one.segment, one.alive) for one in chosen if one.living]
+    return Segment.merge(living, folder, stopped=stopped) if living else None
 
 
 def _held(entries: Sequence[Entry], vectors: Matrix) -> _Held:

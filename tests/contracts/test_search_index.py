@@ -335,6 +335,120 @@ def test_what_is_written_is_found_within_a_second(store: Store) -> None:
         thread.join()
 
 
+@pytest.fixture
+def held_merge(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Let merges that run beside begin, and end only when they are let; the events are of both."""
+    begun, may_end = threading.Event(), threading.Event()
+    before = search_index._merged
+
+    def merged(*given: Any) -> Any:
+        if threading.current_thread().name != "search-merge":
+            return before(*given)
+        begun.set()
+        assert may_end.wait(30)
+        return before(*given)
+
+    monkeypatch.setattr(search_index, "_merged", merged)
+    yield begun, may_end
+    may_end.set()
+
+
+def test_what_is_written_while_a_merge_runs_is_found_before_it_ends_and_holds_after(
+    store: Store, small_files: None, held_merge: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, may_end = held_merge
+    store.insert(1, 40)
+    index, stopped = store.opened(), threading.Event()
+    thread = threading.Thread(target=index.follow, args=(stopped,))
+    thread.start()
+    try:
+        for turn in range(3):
+            store.insert(100 + 100 * turn, 25)
+            eventually(lambda: len(index.view) == 65 + 25 * turn, seconds=5, every=0.02)  # noqa: B023
+        assert begun.wait(5)
+        chosen = index._merge.chosen if index._merge is not None else ()
+        merged = {one.segment.row_id(place) for one in chosen for place in range(len(one.segment))}
+        assert len(merged) >= 60
+        # Found before the merge ends: another, one that changes, one that goes; and files are written on.
+        gone, changed, *_ = sorted(merged)
+        store.collection.delete_one({"_id": gone})
+        store.collection.replace_one({"_id": changed}, make_row(int(str(changed), 16), store.draw))
+        store.insert(700, 30)
+        eventually(lambda: len(index.view) == 144, seconds=5, every=0.02)
+        eventually(lambda: sum(one.living for one in index.view.parts if one.name is None) == 0, seconds=5, every=0.02)
+        store.require_equal(index)
+        assert {str(one.name) for one in chosen} <= _names(index)
+        may_end.set()
+        eventually(lambda: not {str(one.name) for one in chosen} & _names(index), seconds=5, every=0.02)
+        store.require_equal(index)
+    finally:
+        may_end.set()
+        stopped.set()
+        thread.join()
+    index.close()
+    again = store.opened()
+    assert again.progress.read <= 1
+    store.require_equal(again)
+
+
+def test_an_index_that_is_closed_in_the_middle_of_a_merge_has_lost_nothing(
+    store: Store, small_files: None, held_merge: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, may_end = held_merge
+    store.insert(1, 40)
+    index, stopped = store.opened(), threading.Event()
+    thread = threading.Thread(target=index.follow, args=(stopped,))
+    thread.start()
+    for turn in range(3):
+        store.insert(100 + 100 * turn, 25)
+        eventually(lambda: len(index.view) == 65 + 25 * turn, seconds=5, every=0.02)  # noqa: B023
+    assert begun.wait(5)
+    stopped.set()
+    may_end.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    index.close()
+    again = store.opened()
+    assert again.progress.read <= 1
+    store.require_equal(again)
+    again.close()
+    assert {path.name for path in store.folder.iterdir() if path.is_dir()} == _names(again)
+
+
+def test_a_merge_that_fails_leaves_what_there_is_and_is_tried_again(
+    store: Store, small_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_index, "_FLUSH_S", 0.3)
+    before, failures = search_index._merged, iter([OSError("no room"), ValueError("damaged"), MemoryError()])
+
+    def merged(*given: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return before(*given)
+
+    store.insert(1, 40)
+    index, stopped = store.opened(), threading.Event()
+    monkeypatch.setattr(search_index, "_merged", merged)
+    monkeypatch.setattr(search_index, "_RETRY_S", 0.05)
+    thread = threading.Thread(target=index.follow, args=(stopped,))
+    thread.start()
+    try:
+        for turn in range(3):
+            store.insert(100 + 100 * turn, 25)
+            eventually(lambda: len(index.view) == 65 + 25 * turn, seconds=5, every=0.02)  # noqa: B023
+        eventually(lambda: len(index.view.parts) < search_index._MERGED, seconds=10, every=0.05)
+        assert next(failures, None) is None
+        assert len(index.view) == 115
+        store.require_equal(index)
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _names(index: SearchIndex) -> set[str]:
+    return {str(one.name) for one in index.view.parts}
+
+
 OLD, NEW = LocalEmbedder(dimensions=64), LocalEmbedder(dimensions=128)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from hashlib import blake2b
@@ -37,6 +37,8 @@ _META = "segment.json"
 _UNCHECKED = frozenset({"vectors", "signs", "finer"})
 #: So many vectors are copied at once.
 _PIECE = 8_192
+#: One is looked up in a list as quickly as so many of the list are read.
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +125,13 @@ class Segment:
         )
 
     @classmethod
-    def merge(cls, parts: Sequence[tuple[Segment, Mask]], folder: Path) -> Segment:
+    def merge(
+        cls, parts: Sequence[tuple[Segment, Mask]], folder: Path, *, stopped: Callable[[], bool] = lambda: False
+    ) -> Segment:
         """Write the documents that are alive in several segments as one into a new folder, and return it mapped.
 
-        Vectors go from file to file in pieces: memory holds the other arrays, some 400 bytes a document.
+        Vectors go from file to file in pieces: memory holds the other arrays, some 400 bytes a document. Raises
+        ``InterruptedError`` once it is ``stopped``, and leaves what it has written.
         """
         order = sorted(
             (segment.document_id(int(position)), number, int(position))
@@ -187,6 +192,8 @@ class Segment:
 
         def in_pieces(name: str) -> Iterator[NDArray[Any]]:
             for start in range(0, len(order), _PIECE):
+                if stopped():
+                    raise InterruptedError
                 yield gathered(name, slice(start, start + _PIECE))
 
         big = {name: in_pieces(name) for name in ("vectors", "signs", "finer")}
@@ -276,30 +283,35 @@ class Segment:
 
     def word_statistics(self, words: Iterable[str], seen: Mask) -> WordStatistics:
         """Return what BM25 needs to know of the documents that the tenant may see, and of no others."""
-        everything = bool(seen.all())
+        places = np.flatnonzero(seen)
+        everything = len(places) == len(seen)
         having = {}
         for word in set(words):
             postings = self.postings[self._place(hash_of(_WORD_PREFIX + word))]
-            having[word] = len(postings) if everything else int(np.count_nonzero(seen[postings]))
-        length = self.lengths if everything else self.lengths[seen]
-        return WordStatistics(int(np.count_nonzero(seen)), int(length.sum(dtype=np.int64)), having)
+            having[word] = len(postings) if everything else len(_common(postings, seen, places))
+        length = self.lengths if everything else self.lengths[places]
+        return WordStatistics(len(places), int(length.sum(dtype=np.int64)), having)
 
     def by_words(self, chosen: Mask, weights: Mapping[str, float], known: WordStatistics) -> tuple[Positions, Scores]:
         """Return the chosen documents that have one of the words, with their BM25 scores; ``weights`` multiply them."""
         scores = np.zeros(len(chosen), dtype=np.float32)
+        places = np.flatnonzero(chosen)
         average = known.length / max(1, known.documents)
         for word, weight in weights.items():
             having = known.having.get(word, 0)
             place = self._place(hash_of(_WORD_PREFIX + word))
-            positions = self.postings[place]
-            if not having or not len(positions):
+            postings, counts = self.postings[place], self.counts[place]
+            if not having or not len(postings):
                 continue
-            count = self.counts[place].astype(np.float32)
-            long = self.lengths[positions].astype(np.float32)
+            if len(places) < len(chosen):
+                common = _common(postings, chosen, places)
+                postings, counts = postings[common], counts[common]
+            count = counts.astype(np.float32)
+            long = self.lengths[postings].astype(np.float32)
             rarity = float(np.log1p((known.documents - having + 0.5) / (having + 0.5)))
             norm = np.float32(K1 * (1 - B)) + np.float32(K1 * B / average) * long
-            scores[positions] += np.float32(weight * rarity * (K1 + 1)) * count / (count + norm)
-        found = np.flatnonzero(chosen & (scores > 0))
+            scores[postings] += np.float32(weight * rarity * (K1 + 1)) * count / (count + norm)
+        found = np.flatnonzero(scores > 0)
         return found, scores[found]
 
     def _place(self, key: int) -> slice:
@@ -307,6 +319,17 @@ class Segment:
         if place == len(self.terms) or int(self.terms[place]) != key:
             return slice(0, 0)
         return slice(int(self.term_starts[place]), int(self.term_starts[place + 1]))
+
+
+def _common(postings: NDArray[np.uint32], chosen: Mask, places: Positions) -> Positions:
+    """Return where in an ascending list of documents the chosen ones stand; ``places`` are those of the mask."""
+    if len(places) * _FEW < len(postings):
+        # Each of a few is looked up in a long list, which then need not be read.
+        where: Positions = np.searchsorted(postings, places.astype(np.uint32))
+        where = where[: np.searchsorted(where, len(postings))]
+        found: Positions = where[postings[where] == places[: len(where)]]
+        return found
+    return np.flatnonzero(chosen[postings])
 
 
 @lru_cache(maxsize=262_144)
