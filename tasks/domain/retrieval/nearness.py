@@ -3,13 +3,16 @@
 A million vectors of 1536 numbers are 6 GB, of which a question would read every byte. A thirty-second of that are
 their signs. How many signs differ tells the angle between two vectors, give or take: so after an exact look at those
 that differ least it is known how many may differ at most in a vector that is nearer still. Where vectors lie in
-clusters few are left to look at. Where they don't, a second bit of each number orders what is left, and the best of
-that are looked at exactly.
+clusters few are left to look at. Where they don't, their cosines spread as if drawn: so it is known how many of those
+that look best by their signs hold the best of all. A second bit of each number orders these, and the best of them are
+looked at exactly.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,15 +26,20 @@ Scores = NDArray[np.float32]
 _Counts = NDArray[np.int32]
 #: So many numbers are multiplied as fast as their signs are compared and the best ones read.
 _EXACT_UP_TO = 16_000_000
-#: The first exact look is at so many vectors; the last at so many at most.
-_FIRST_LOOK, _LAST_LOOK = 400, 2_500
+#: The first exact look is at so many vectors; the last at so many at least.
+_FIRST_LOOK, _LAST_LOOK = 200, 800
 #: Three standard deviations: one in some seven hundred vectors has signs that mislead more.
 _DEVIATIONS = 3.0
-#: The question is taken apart into so many signs with a weight each, of which two order all vectors.
-_PLANES, _FIRST_PLANES = 4, 2
-#: What those two leave to be ordered by both bits.
-_LEFT = 0.06
-_SAMPLE = 20_000
+#: The question is taken apart into so many signs with a weight each; so many are compared with the second bits.
+_PLANES, _FINER_PLANES = 3, 3
+#: How a cosine goes with what the signs tell of it, and with what both bits tell, where vectors lie evenly. Of those
+#: that are told best, so many are kept as hold the best ten, unless one is misjudged by so many standard deviations.
+_TOLD_BY_SIGNS, _TOLD_BY_BOTH = 0.777, 0.91
+_SURE_PLACES = 10
+#: So many vectors' signs stay in a core's cache while each plane is compared with them.
+_CACHED = 4_096
+#: Of so many a sample is taken, which has so many at least of those that are kept.
+_SAMPLE, _SAMPLED = 20_000, 1_000
 
 
 class Codes(NamedTuple):
@@ -56,7 +64,7 @@ class Part(NamedTuple):
 
     def taken(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the rows that are looked at."""
-        return np.ascontiguousarray(array if self.positions is None else array[self.positions])
+        return np.ascontiguousarray(array) if self.positions is None else _rows(array, self.positions)
 
 
 def make_codes(vectors: Matrix) -> Codes:
@@ -79,64 +87,45 @@ def find_nearest(parts: Sequence[Part], asked: Matrix, limit: int) -> list[tuple
         return [_cosines(part, part.positions, asked) for part in parts]
     planes, weights = _take_apart(asked)
     signs = [part.taken(part.codes.signs) for part in parts]
-    differing = [_differing(each, planes[:1])[0] for each in signs]
-    counts = sum((np.bincount(each, minlength=dimensions + 1) for each in differing), np.zeros(dimensions + 1, int))
+    differing = [_differing(each, planes) for each in signs]
+    counts = sum((np.bincount(each[0], minlength=dimensions + 1) for each in differing), np.zeros(dimensions + 1, int))
     reached = np.cumsum(counts)
     first = int(np.searchsorted(reached, min(total, max(_FIRST_LOOK, 2 * limit))))
-    found = [_within(part, each <= first, asked) for part, each in zip(parts, differing, strict=True)]
+    found = [_within(part, each[0] <= first, asked) for part, each in zip(parts, differing, strict=True)]
     cosines = np.concatenate([scores for _, scores in found])
     last = float(np.partition(cosines, len(cosines) - limit)[len(cosines) - limit])
     share = float(np.arccos(np.clip(last, -1, 1)) / np.pi)
     most = int(dimensions * share + _DEVIATIONS * np.sqrt(dimensions * share * (1 - share)))
     if most <= first:
         return found
-    if int(reached[min(most, dimensions)]) <= _LAST_LOOK:
-        return [_within(part, each <= most, asked) for part, each in zip(parts, differing, strict=True)]
-    return _by_both_bits(parts, signs, differing, planes, weights, asked, limit)
+    if int(reached[min(most, dimensions)]) <= _kept(_TOLD_BY_BOTH, total, limit):
+        return [_within(part, each[0] <= most, asked) for part, each in zip(parts, differing, strict=True)]
+    return _by_both_bits(parts, differing, planes, weights, asked, limit)
 
 
 def _by_both_bits(
     parts: Sequence[Part],
-    signs: Sequence[Signs],
     differing: Sequence[_Counts],
     planes: Signs,
     weights: NDArray[np.float32],
     asked: Matrix,
     limit: int,
 ) -> list[tuple[Positions, Scores]]:
-    dimensions = len(asked)
-    rough = []
-    for taken, each in zip(signs, differing, strict=True):
-        more = _differing(taken, planes[1:_FIRST_PLANES])
-        score = each * np.float32(-2 * weights[0])
-        for plane, counts in zip(range(1, _FIRST_PLANES), more, strict=True):
-            score += counts * np.float32(-2 * weights[plane])
-        rough.append(score)
-    wanted = max(_LAST_LOOK, 4 * limit)
-    every = np.concatenate(rough)
-    if len(every) * _LEFT > wanted:
-        # Where the best six in a hundred begin, is told well enough by a sample.
-        sample = every[:: max(1, len(every) // _SAMPLE)]
-        from_here = np.quantile(sample, 1 - _LEFT)
-    else:
-        from_here = every.min()
-    kept, fine = [], []
-    for part, taken, score in zip(parts, signs, rough, strict=True):
-        chosen = np.flatnonzero(score >= from_here)
-        here = chosen if part.positions is None else part.positions[chosen]
-        scales = part.codes.scales[here]
-        estimate = np.zeros(len(here), dtype=np.float32)
-        for bit, codes in enumerate((taken[chosen], part.codes.finer[here])):
-            products = _differing(codes, planes)
-            along = (weights[:, None] * (dimensions - 2 * products)).sum(axis=0, dtype=np.float32)
-            estimate += scales[:, bit] * along
-        kept.append(here)
-        fine.append(estimate)
-    every = np.concatenate(fine)
-    last = np.partition(every, len(every) - wanted)[len(every) - wanted] if len(every) > wanted else every.min()
-    return [
-        _cosines(part, here[estimate >= last], asked) for part, here, estimate in zip(parts, kept, fine, strict=True)
+    total = sum(part.size for part in parts)
+    by_signs = [_along(each, weights, asked) for each in differing]
+    chosen = _best(by_signs, _kept(_TOLD_BY_SIGNS, total, limit))
+    places = [
+        here if part.positions is None else part.positions[here] for part, here in zip(parts, chosen, strict=True)
     ]
+    by_both: list[Scores] = []
+    for part, here, rows, score in zip(parts, chosen, places, by_signs, strict=True):
+        finer = _differing(_rows(part.codes.finer, rows), planes[:_FINER_PLANES])
+        scales = _rows(part.codes.scales, rows)
+        estimate: Scores = scales[:, 0] * score[here]
+        estimate += scales[:, 1] * _along(finer, weights, asked)
+        by_both.append(estimate)
+    last = _best(by_both, _kept(_TOLD_BY_BOTH, total, limit))
+    return [_cosines(part, rows[some], asked) for part, rows, some in zip(parts, places, last, strict=True)]
 
 
 def _take_apart(asked: Matrix) -> tuple[Signs, NDArray[np.float32]]:
@@ -150,17 +139,52 @@ def _take_apart(asked: Matrix) -> tuple[Signs, NDArray[np.float32]]:
     return np.stack(planes), np.array(weights, dtype=np.float32)
 
 
-def _differing(signs: Signs, planes: Signs) -> NDArray[np.int32]:
+def _differing(signs: Signs, planes: Signs) -> _Counts:
     """Return how many bits of each vector differ from each plane; shape ``(planes, vectors)``."""
     import faiss  # a quarter of a second that short commands need not wait for
 
+    faiss.omp_set_num_threads(1)  # of the calling thread: others answer other questions meanwhile
+    count: Any = faiss.hammings  # type: ignore[attr-defined]  # of the C++ below the package's Python
     found = np.empty((len(planes), len(signs)), dtype=np.int32)
-    if len(signs):
-        faiss.omp_set_num_threads(1)  # of the calling thread: others answer other questions meanwhile
-        pointers = (faiss.swig_ptr(planes), faiss.swig_ptr(signs))
-        count: Any = faiss.hammings  # type: ignore[attr-defined]  # of the C++ below the package's Python
-        count(*pointers, len(planes), len(signs), signs.shape[1], faiss.swig_ptr(found))
+    for start in range(0, len(signs), _CACHED):
+        some = signs[start : start + _CACHED]
+        for plane, counts in zip(planes, found, strict=True):
+            pointers = (faiss.swig_ptr(plane), faiss.swig_ptr(some))
+            count(*pointers, 1, len(some), some.shape[1], faiss.swig_ptr(counts[start:]))
     return found
+
+
+def _along(differing: _Counts, weights: NDArray[np.float32], asked: Matrix) -> Scores:
+    """Return how far signs lie along the question, of which each plane is a part."""
+    found = np.full(differing.shape[1], len(asked) * weights[: len(differing)].sum(), dtype=np.float32)
+    for counts, weight in zip(differing, weights, strict=False):
+        found -= np.multiply(counts, 2 * weight, dtype=np.float32)
+    return found
+
+
+def _kept(told: float, total: int, limit: int) -> int:
+    """Return how many of the best estimates hold the best of all, where cosines are as if drawn."""
+    normal = NormalDist()
+    best = normal.inv_cdf(1 - min(limit, _SURE_PLACES) / (total + 1))
+    share = 1 - normal.cdf(told * best - _DEVIATIONS * math.sqrt(1 - told * told))
+    return max(round(share * total), _LAST_LOOK, 4 * limit)
+
+
+def _best(scores: Sequence[Scores], wanted: int) -> list[Positions]:
+    """Return the places of about so many of the greatest, of several arrays together."""
+    total = sum(map(len, scores))
+    if total <= wanted:
+        return [np.arange(len(each)) for each in scores]
+    # Where the best of many begin, is told well enough by a sample.
+    step = max(1, min(total // _SAMPLE, wanted // _SAMPLED))
+    sample = np.concatenate([each[::step] for each in scores])
+    place = max(0, len(sample) - wanted // step - 1)
+    last = np.partition(sample, place)[place]
+    return [np.flatnonzero(each >= last) for each in scores]
+
+
+def _rows(array: NDArray[Any], positions: Positions) -> NDArray[Any]:
+    return np.asarray(array).take(positions, axis=0, mode="clip")
 
 
 def _within(part: Part, near: NDArray[np.bool_], asked: Matrix) -> tuple[Positions, Scores]:
@@ -171,4 +195,4 @@ def _within(part: Part, near: NDArray[np.bool_], asked: Matrix) -> tuple[Positio
 def _cosines(part: Part, positions: Positions | None, asked: Matrix) -> tuple[Positions, Scores]:
     if positions is None:
         return np.arange(len(part.vectors)), part.vectors @ asked
-    return positions, part.vectors[positions] @ asked
+    return positions, _rows(part.vectors, positions) @ asked
