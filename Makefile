@@ -11,9 +11,10 @@
 # make bench-backups  backups and restores beside bare loops, in S3   (DOCUMENTS=50000)
 # make eval     how well questions are answered, each way of searching beside the others   (OUT=bench/retrieval)
 # make bench-search   the search index at full size beside a plain scan   (ROWS=871781)
+# make bench-http   the service under a mixed load, then under ten times that   (SECONDS=300 RATE=200 DOCUMENTS=50000)
 # make lock     new versions into the lock files (needs a package index)
 # make clean    forget the local servers' data and the virtual environment
-.PHONY: demo test test-long check audit setup up down ui bench bench-backups bench-search eval chaos lock clean
+.PHONY: demo test test-long check audit setup up down ui bench bench-backups bench-search bench-http eval chaos lock clean
 
 PYTHON ?= python3
 ROWS ?= 5000
@@ -72,6 +73,12 @@ bench-backups: $(READY)
 bench-search: ROWS := 871781
 bench-search: $(READY)
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.search --rows $(ROWS)
+
+bench-http: DOCUMENTS := 50000
+bench-http: SECONDS := 300
+bench-http: RATE := 200
+bench-http: $(READY)
+	@$(BIN)/python -m benchmarks.http_load --documents $(DOCUMENTS) --seconds $(SECONDS) --rate $(RATE)
 
 eval: OUT := bench/retrieval
 eval: $(READY)

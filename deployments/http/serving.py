@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,11 +29,15 @@ from tasks.retrieve import Retriever
 _LOGGER = logging.getLogger("cryptique.http")
 _WRITE_EVERY_S = 30.0
 _WRITE_WITHIN_S = 10.0
+#: The thread that talks to clients gives the interpreter away at each write, and waits so long for it at most while
+#: another computes. By Python's own five milliseconds, a few busy threads let it write some dozens of times a second.
+_SWITCH_S = 0.0005
 
 
 def create() -> FastAPI:
     """Return the service by the environment's settings; each process of ``cryptique-rag serve`` calls it once."""
     ensure_logging_setup()
+    sys.setswitchinterval(_SWITCH_S)
     return serve_by(load_settings())
 
 
@@ -50,6 +56,9 @@ def serve_by(settings: Settings) -> FastAPI:
             watch.start()
         if settings.takes_tokens:
             parts.indexes.start()
+        # What is loaded by now stays: to look through all of it for garbage again would hold every request up.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:

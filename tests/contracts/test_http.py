@@ -205,6 +205,21 @@ def test_a_limit_holds_among_many_at_once(tmp_path: Path) -> None:
         assert sum(pool.map(hit, range(200))) == 50
 
 
+def test_what_is_counted_ahead_is_within_the_limit_and_is_used_up(tmp_path: Path) -> None:
+    alone, *both = (RateBook(tmp_path / "rates.db") for _ in range(3))
+    start = 1_000_000.0
+    found = [alone.hit("one", limit=600, window_s=900, now_s=start) for _ in range(700)]
+    assert [one.allowed for one in found] == [True] * 600 + [False] * 100
+    assert [one.left for one in found[:600]] == list(range(599, -1, -1))
+    # Of two, one may have counted ahead what the other is refused: a fiftieth of what was left, and never too many.
+    shared = sum(both[number % 2].hit("two", limit=600, window_s=900, now_s=start).allowed for number in range(900))
+    assert shared == 600
+    first = sum(both[0].hit("three", limit=600, window_s=900, now_s=start).allowed for _ in range(100))
+    second = sum(both[1].hit("three", limit=600, window_s=900, now_s=start).allowed for _ in range(900))
+    assert 588 <= first + second <= 600
+    assert alone.hit("one", limit=600, window_s=900, now_s=start + 1_800).allowed
+
+
 def test_a_window_slides_and_says_when_there_is_room_again(tmp_path: Path) -> None:
     book = RateBook(tmp_path / "rates.db")
     start = 900_000.0
