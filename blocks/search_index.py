@@ -328,6 +328,8 @@ class SearchIndex:
             if held is not None:
                 self.view = replace(self.view, parts=(*self.view.parts, self._saved_segment(held)))
                 self._merge_small()
+        # Each segment costs each question some calls: a store that was read at once is in as few as can be.
+        self._merge_small(least=2)
         self._position, self._whole = position, True
         self._write_manifest()
 
@@ -372,11 +374,11 @@ class SearchIndex:
         """Return a name that no segment ever had: a process that still has an old one open knows it by its name."""
         return f"segment-{time.time_ns():x}-{os.urandom(4).hex()}"
 
-    def _to_merge(self) -> list[_Held]:
-        """Return the segments that are to become one: small ones, or one of which most is dead."""
+    def _to_merge(self, least: int) -> list[_Held]:
+        """Return the segments that are to become one: ``least`` small ones or more, or one of which most is dead."""
         on_disk = [one for one in self.view.parts if one.name is not None]
         small = sorted((one for one in on_disk if one.living < _SMALL_ROWS), key=lambda one: one.living)
-        if len(small) < _MERGED:
+        if len(small) < least:
             return [one for one in on_disk if one.living < _ALIVE_SHARE * len(one.alive)][:1]
         chosen: list[_Held] = []
         for one in small:
@@ -384,14 +386,14 @@ class SearchIndex:
                 chosen.append(one)
         return chosen
 
-    def _merge_small(self) -> None:
+    def _merge_small(self, least: int | None = None) -> None:
         """Merge what is to be merged, here and now."""
-        while chosen := self._to_merge():
+        while chosen := self._to_merge(least or _MERGED):
             folder = self._folder / self._new_name()
             self._replace_by(chosen, _merged(chosen, folder, lambda: False), folder.name)
 
     def _begin_merge(self) -> None:
-        if self._merge is None and (chosen := self._to_merge()):
+        if self._merge is None and (chosen := self._to_merge(_MERGED)):
             self._merge = _Merge(chosen, self._folder / self._new_name())
 
     def _take_merged(self) -> None:

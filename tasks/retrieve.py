@@ -6,6 +6,7 @@ store under the tenant's filter once more: an index that is behind, or wrong, sh
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -98,6 +99,8 @@ class Retriever:
         self._engines, self._vectors, self._embedders = engines, vectors, embedders
         self._reranker, self._clock = reranker, clock
         self._lock = threading.Lock()
+        # More at once than there are cores would only take the interpreter from each other, call by call.
+        self._ranking = threading.BoundedSemaphore(os.cpu_count() or 1)
         self._asked: OrderedDict[tuple[str, int, str], Matrix] = OrderedDict()
         self._vocabularies: dict[tuple[str, Tenant], tuple[float, Vocabulary]] = {}
         self._stores: dict[str, tuple[VectorStore, Embedder]] = {}
@@ -145,7 +148,8 @@ class Retriever:
             asked, cached = self._embed(embedder, understood.text)
         except (TransientError, QuotaSpentError) as error:
             notes = (f"the embedder does not answer, so only words were compared: {type(error).__name__}",)
-        ranking = rank(engine, tenant, understood, asked, where=where)
+        with self._ranking:
+            ranking = rank(engine, tenant, understood, asked, where=where)
         identified = any(one.field in _IDENTIFIERS for one in understood.where.any_of)
         exact = identified or not understood.words
         hits = self._read(store, tenant, ranking.best, asked, limit, 0.0 if exact else min_score, exact=exact)

@@ -227,8 +227,10 @@ class Segment:
             file, dtype, shape = folder / f"{name}.bin", np.dtype(made["dtype"]), tuple(made["shape"])
             if file.stat().st_size != dtype.itemsize * int(np.prod(shape)):
                 raise ValueError(f"{folder.name}/{file.name} is not as long as it was written")
-            # What is empty can't be mapped.
-            arrays[name] = np.memmap(file, dtype, "r", shape=shape) if np.prod(shape) else np.empty(shape, dtype)
+            # What is empty can't be mapped. As plain arrays, because each slice of a memmap runs Python.
+            arrays[name] = (
+                np.asarray(np.memmap(file, dtype, "r", shape=shape)) if np.prod(shape) else np.empty(shape, dtype)
+            )
             # Another bit in a vector changes a score a little; in the rest it would change who sees what.
             if name not in _UNCHECKED and crc32(np.ascontiguousarray(arrays[name]).data) != made["crc"]:
                 raise ValueError(f"{folder.name}/{file.name} is not as it was written")
