@@ -261,10 +261,10 @@ class Settings(BaseSettings):
         description="What finds the nearest vectors: the server's vector search where it has one (auto), or the index.",
     )
     cryptique_api_requests_at_once: int = Field(
-        default=48,
+        default=200,
         ge=1,
-        le=1_000,
-        description="Requests to /api that one process works on at once; further ones are told to come again (429).",
+        le=10_000,
+        description="Requests to /api that one process works on or keeps waiting; further ones come again (429).",
     )
     cryptique_cors_origins: str | None = Field(
         default=None,

@@ -7,6 +7,7 @@ instead of whatever broke. Who asked is the peer, or whom a trusted proxy names.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from uuid import uuid4
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,6 +30,9 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 MAX_BODY_BYTES = 1_000_000
 #: What has a token is counted by its team, and is bounded by how many are worked on at once.
 _COUNTED_BY_TEAM = "/api/"
+#: So many for each core are worked on: more threads would keep the interpreter from the one that talks to clients, so
+#: that refusing a request took as long as answering it. Others wait.
+_WORKED_ON_EACH = 3
 #: What is open to everybody there is counted by client.
 OPEN_UNDER_API = frozenset({"/api/docs", "/api/docs.css", "/api/openapi.json"})
 #: Preflights cost next to nothing, and all browsers of an office come from one address.
@@ -103,6 +107,7 @@ class Guard:
     ) -> None:
         self._app, self._rates = app, rates
         self._at_once, self._under_way = at_once, 0
+        self._working = CapacityLimiter(_WORKED_ON_EACH * (os.cpu_count() or 1))
         self._limit, self._window_s, self._trusted = limit, window_s, trusted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,7 +168,11 @@ class Guard:
             if not length.isdigit() or int(length) > MAX_BODY_BYTES:
                 await refuse(413, f"a body may hold {MAX_BODY_BYTES:,} bytes")
                 return
-            await self._app(scope, _bounded(receive), answer)
+            if counted_by_team:
+                async with self._working:
+                    await self._app(scope, _bounded(receive), answer)
+            else:
+                await self._app(scope, _bounded(receive), answer)
         except _TooLargeError:
             if not started:
                 await refuse(413, f"a body may hold {MAX_BODY_BYTES:,} bytes")
